@@ -1,0 +1,129 @@
+"""Bicubic resizing as MATLAB's imresize does it, on torch tensors.
+
+Float images are resized differentiably, without rounding, on any device: the up_s and down_s of the
+method (Zhang et al., CVPR 2021) and of its evaluation. uint8 images are rounded and clipped after each
+of the two passes, as MATLAB does, which reproduces the LR images of the usual benchmarks exactly.
+
+    imresize(x, 1 / 3)                     # down_3 of a (B, 1, H, W) batch, ceil(H / 3) rows
+    imresize(x, size=(48, 48))             # to a given size
+    imresize(x, 2, padding="symmetric")    # borders as in newer MATLAB
+
+Kernel: Keys' cubic with a = -0.5, widened by 1/scale when shrinking (antialias), weights normalised.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+
+# Below this length a pass is one small matrix product (quick, deterministic backward, few launches);
+# above it, where the matrix would be mostly zeros, a sum over the taps.
+_DENSE_LENGTH = 512
+
+
+def _cubic(x):
+    x = x.abs()
+    near = 1.5 * x**3 - 2.5 * x**2 + 1
+    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+def _contributions(length, out_length, scale, padding, antialias):
+    """Input indices and weights of each output pixel, both (out_length, taps), weights in float64."""
+    widening = scale if antialias and scale < 1 else 1.0
+    width = 4 / widening
+    taps = math.ceil(width) + 2
+    # Pixel centres sit at 1, 2, ...; an output pixel u covers the input around u / scale.
+    centre = torch.arange(1, out_length + 1, dtype=torch.float64) / scale + 0.5 * (1 - 1 / scale)
+    index = torch.floor(centre - width / 2)[:, None] + torch.arange(taps, dtype=torch.float64)
+    weight = widening * _cubic(widening * (centre[:, None] - index))
+    weight = weight / weight.sum(dim=1, keepdim=True)
+    index = index.long() - 1
+    if padding == "replicate":
+        index = index.clamp(0, length - 1)
+    else:  # ... 1 0 | 0 1 2 ... length-1 | length-1 length-2 ..., as often as the kernel needs
+        index = index.remainder(2 * length)
+        index = torch.where(index < length, index, 2 * length - 1 - index)
+    keep = (weight != 0).any(dim=0)
+    return index[:, keep], weight[:, keep]
+
+
+# The caches make their tensors outside inference mode, so that training can reuse them. The matrices
+# are small and never evicted: a CUDA graph that was captured with one keeps reading its memory.
+@lru_cache(maxsize=None)
+@torch.inference_mode(False)
+def _matrix(length, out_length, scale, padding, antialias, device, dtype):
+    index, weight = _contributions(length, out_length, scale, padding, antialias)
+    matrix = torch.zeros(out_length, length, dtype=torch.float64).scatter_add_(1, index, weight)
+    return matrix.to(device, dtype)
+
+
+@lru_cache(maxsize=512)
+@torch.inference_mode(False)
+def _taps(length, out_length, scale, padding, antialias, device, dtype):
+    index, weight = _contributions(length, out_length, scale, padding, antialias)
+    return list(zip(index.T.contiguous().to(device), weight.T.contiguous().to(device, dtype)))
+
+
+def _resize_rows(image, key, dense):
+    """One pass over dimension -2; `key` holds the arguments of _contributions."""
+    key = (image.shape[-2], *key, image.device, image.dtype)
+    if dense:
+        return _matrix(*key) @ image
+    # One tap at a time, in order: the sum MATLAB computes, and no copy of the image per tap is kept.
+    total = 0
+    for index, weight in _taps(*key):
+        total = total + image.index_select(-2, index) * weight[:, None]
+    return total
+
+
+def _plan(image, scale, size):
+    """((rows, scale), (columns, scale)) of the result; see imresize for the errors."""
+    lengths = image.shape[-2:]
+    if (scale is None) == (size is None):
+        raise ValueError("imresize: give either scale or size, and not both")
+    if scale is not None:
+        if not (scale > 0 and math.isfinite(scale)):
+            raise ValueError(f"imresize: scale must be a positive number, not {scale}")
+        return tuple((math.ceil(scale * n), float(scale)) for n in lengths)
+    if len(size) != 2 or any(n < 1 or n != int(n) for n in size):
+        raise ValueError(f"imresize: size must be two positive integers (rows, columns), not {size}")
+    return tuple((int(m), m / n) for m, n in zip(size, lengths))
+
+
+def imresize(image, scale=None, size=None, padding="replicate", antialias=True):
+    """Resize the last two dimensions of `image` with the bicubic kernel.
+
+    image: (..., H, W), floating point of any range (differentiable, never rounded or clipped) or uint8
+        (rounded half up and clipped to 0..255 after each pass, bit for bit MATLAB's result). Half
+        precision is computed in float32 and returned as it came.
+    scale: one positive number, not necessarily an integer; the result has ceil(scale * n) pixels. Or
+    size: (rows, columns) of the result.
+    padding: "replicate" repeats the border pixel, "symmetric" mirrors the image at its border (newer
+        MATLAB). antialias: widen the kernel by 1/scale when shrinking.
+    Returns a tensor (..., H', W') of the same dtype on the same device.
+    Raises ValueError on arguments out of range, TypeError on an integer image other than uint8.
+    """
+    if image.dim() < 2 or 0 in image.shape[-2:]:
+        raise ValueError(f"imresize: the image must be (..., H, W) and not empty, not {tuple(image.shape)}")
+    if padding not in ("replicate", "symmetric"):
+        raise ValueError(f"imresize: padding must be replicate or symmetric, not {padding}")
+    as_bytes = image.dtype == torch.uint8
+    if not (as_bytes or image.is_floating_point()):
+        raise TypeError(f"imresize: the image must be floating point or uint8, not {image.dtype}")
+    passes = _plan(image, scale, size)
+
+    compute = torch.promote_types(image.dtype, torch.float32) if not as_bytes else torch.float64
+    result = image.to(compute)
+    # MATLAB resizes first the dimension that shrinks most, rows when equal.
+    order = (-2, -1) if passes[0][1] <= passes[1][1] else (-1, -2)
+    with torch.autocast(image.device.type, enabled=False):
+        for dim in order:
+            out_length, factor = passes[dim]
+            dense = not as_bytes and max(out_length, result.shape[dim]) <= _DENSE_LENGTH
+            turned = result if dim == -2 else result.transpose(-1, -2)
+            turned = _resize_rows(turned, (out_length, factor, padding, antialias), dense)
+            result = turned if dim == -2 else turned.transpose(-1, -2)
+            if as_bytes:
+                result = (result + 0.5).floor().clamp(0, 255)
+    return result.contiguous().to(image.dtype)

@@ -1,0 +1,1 @@
+"""Images: reading them, cutting training patches, drawing student inputs, scoring benchmarks."""

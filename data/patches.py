@@ -1,0 +1,122 @@
+"""Training patches, cut on the fly from images that are decoded once and kept in memory.
+
+VDSR's preparation (Kim et al., CVPR 2016), without MATLAB or HDF5: every image at sizes 1, 0.7 and 0.5,
+cropped to a multiple of the scale; its LR image by bicubic down (and, for networks that want an upscaled
+input, up again); patches at random places under a random flip and turn, scales mixed in a batch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from bicubic import imresize
+from data.images import luma, read_image
+from utils import InputError, random_stream
+
+SIZES = (1, 0.7, 0.5)
+
+
+@dataclass
+class _Plane:
+    """Where one image lies in the flat buffer: its first pixel, its width, and the rows and columns in use."""
+
+    start: int
+    width: int
+    rows: int
+    columns: int
+
+
+class _Buffer:
+    """Images one after the other as (channels, pixels) in half precision, far finer than 8 bits."""
+
+    def __init__(self):
+        self.chunks, self.length = [], 0
+
+    def add(self, image):
+        """Append (channels, H, W) in [0, 1]; returns its _Plane."""
+        _, rows, columns = image.shape
+        plane = _Plane(self.length, columns, rows, columns)
+        self.chunks.append(image.reshape(-1, rows * columns).half())
+        self.length += rows * columns
+        return plane
+
+    def finish(self, device):
+        """All of it on `device`, a tensor (pixels,) for each channel."""
+        return torch.cat(self.chunks, dim=1).to(device).unbind()
+
+
+def _network_input(image, scale, upscaled_input):
+    """What the network gets for the HR image (C, H, W), cropped to a multiple of the scale."""
+    rows, columns = (n - n % scale for n in image.shape[-2:])
+    lr = imresize(image[..., :rows, :columns], 1 / scale)
+    return (imresize(lr, scale) if upscaled_input else lr).clamp(0, 1)
+
+
+class TrainingPatches:
+    """batch(step) gives the step's patches, a function of (seed, step) alone.
+
+    paths: image files. scales: drawn at random for each patch. patch_size: of the HR patch, in pixels, a
+    multiple of the scale where the network upscales. channels: 1 (luma) or 3 (RGB). upscaled_input: the
+    network's input has the HR size. Raises InputError on an unreadable image, or where no image is as
+    large as a patch.
+    """
+
+    def __init__(self, paths, scales, patch_size, seed, device="cpu", channels=1, upscaled_input=True):
+        self.seed, self.device, self.channels = seed, device, channels
+        hr_buffer, input_buffer = _Buffer(), _Buffer()
+        table = []
+        for path in tqdm(paths, desc="images", unit="", leave=False):
+            rgb = read_image(path)
+            pixels = luma(rgb)[None] if channels == 1 else rgb.transpose(2, 0, 1)
+            image = torch.as_tensor(np.ascontiguousarray(pixels), dtype=torch.float32) / 255
+            for size in SIZES:
+                resized = imresize(image, size).clamp(0, 1) if size != 1 else image
+                if min(resized.shape[-2:]) < max(patch_size, *scales):
+                    continue
+                hr = hr_buffer.add(resized)
+                for scale in scales:
+                    ratio = 1 if upscaled_input else scale
+                    size_in = patch_size // ratio
+                    lr = input_buffer.add(_network_input(resized, scale, upscaled_input))
+                    places = (lr.rows - size_in + 1, lr.columns - size_in + 1)
+                    if min(places) > 0:
+                        table.append((hr.start, hr.width, lr.start, lr.width, *places, ratio))
+        if not table:
+            raise InputError(f"{paths[0].parent}: none of its {len(paths)} images holds a {patch_size}-pixel patch")
+        self.hr, self.inputs = hr_buffer.finish(device), input_buffer.finish(device)
+        self.table = torch.tensor(table)
+        self.ratio = self.table[0, 6].item()
+        self.patch_size = patch_size
+        # Every place where a patch can lie is as likely as any other.
+        self.cumulative = (self.table[:, 4] * self.table[:, 5]).double().cumsum(0)
+
+    def batch(self, step, size):
+        """Patches of step `step`: network input (size, C, p, p) and HR (size, C, P, P), float32 in [0, 1]."""
+        stream = random_stream(self.seed, "patches", step)
+        place = torch.rand(3, size, generator=stream, dtype=torch.float64)
+        entry = torch.searchsorted(self.cumulative, place[0] * self.cumulative[-1], right=True)
+        hr_start, hr_width, lr_start, lr_width, rows, columns, _ = self.table[entry].T
+        row, column = (place[1] * rows).long(), (place[2] * columns).long()
+        turn = torch.randint(8, (size,), generator=stream)
+        lr = self._cut(self.inputs, lr_start, lr_width, row, column, turn, self.patch_size // self.ratio)
+        row, column = row * self.ratio, column * self.ratio
+        return lr, self._cut(self.hr, hr_start, hr_width, row, column, turn, self.patch_size)
+
+    def _cut(self, buffer, start, width, row, column, turn, size):
+        """Patches with their top left at (row, column), flipped and turned, as (n, C, size, size).
+
+        A flip or a quarter turn is a matter of the two steps through memory, so one gather does it all.
+        """
+        flip_rows, flip_columns, transpose = turn & 1, turn >> 1 & 1, turn >> 2 == 1
+        first = start + (row + flip_rows * (size - 1)) * width + column + flip_columns * (size - 1)
+        down, right = width * (1 - 2 * flip_rows), 1 - 2 * flip_columns
+        down, right = torch.where(transpose, right, down), torch.where(transpose, down, right)
+        # 32-bit indices, where they suffice, take half the time.
+        kind = torch.int32 if len(buffer[0]) < 2**31 else torch.int64
+        first, down, right = (t.to(self.device, kind)[:, None, None] for t in (first, down, right))
+        steps = torch.arange(size, device=self.device, dtype=kind)
+        index = (first + down * steps[:, None] + right * steps).flatten()
+        patches = [channel.index_select(0, index).reshape(len(turn), size, size) for channel in buffer]
+        return torch.stack(patches, dim=1).float()

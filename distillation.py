@@ -1,0 +1,294 @@
+"""Distil a trained super-resolution network into one of half its width, without data.
+
+Zhang et al., "Data-Free Knowledge Distillation for Image Super-Resolution", CVPR 2021:
+
+    python distillation.py --demo                      # five minutes on a CPU, no files needed
+    python distillation.py --stu_step=50 --reconw=1.0 --inc_num=1 --inc_step=0 --input_size=48 --iter=120 \\
+        --latent=256 --lr_G=1e-5 --model_type=half --nEpochs=80 --pretrained=teacher.pth
+    python distillation.py --test_only --pretrained=teacher.pth --student=student.pth
+
+A generator for each scale draws LR images. The student learns to give what the teacher gives on them; the
+generators learn to draw images that the teacher reconstructs and on which the student is still wrong.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+from tqdm import trange
+
+from bicubic import imresize
+from data.benchmark import Benchmarks, choose_sets, choose_validation, format_table, paper_scores
+from data.sources import folder_source, lr_size, network_input, noise_source
+from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
+from models import Generator, build_model, half_width
+from models.load import load_model
+from utils import (InputError, RunFolder, add_shared_flags, choose_device, decay, distance, fill_in_optimizer,
+                   make_optimizer, random_stream, run_script, save_model, seed_everything, set_learning_rate,
+                   set_up_cpu, stream_seed)
+
+# --demo: a small teacher (how it was trained is in the README) and settings for minutes on a CPU.
+DEMO = dict(
+    pretrained=str(Path(__file__).parent / "models" / "demo_teacher.pth"), data_test="skimage", val_dataset="skimage",
+    save_dir="runs/demo", output="runs/demo/student.pth", batchSize=8, nEpochs=5, iter=30, stu_step=20,
+    optimizer="adam", schedule="cosine", lr=2e-3, lr_G=1e-3,
+)
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add_shared_flags(parser, save_dir="runs/distillation", output="student.pth")
+    parser.set_defaults(model_type="half", nEpochs=80, iter=120)
+    add = parser.add_argument
+    add("--demo", action="store_true", help="a small example that needs no files and no GPU")
+    add("--pretrained", metavar="CHECKPOINT", default="teacher.pth", help="the teacher")
+    add("--student", metavar="CHECKPOINT", help="the student to score with --test_only")
+    add("--source", choices=("generator", "noise", "folder"), default="generator",
+        help="of student inputs: the paper's generators, noise, or the real images of --data_dir")
+    add("--input_size", type=int, default=48, help="side of the student's inputs, in HR pixels")
+    add("--stu_step", type=int, default=50, help="student steps a round")
+    add("--latent", type=int, default=256, help="length of the latent vector")
+    add("--ge_type", choices=("IN", "BN"), default="IN", help="generator's normalisation: instance or batch")
+    add("--lr_G", type=float, default=1e-5, help="generators' learning rate (Adam)")
+    add("--reconw", type=float, default=1.0, help="weight of the reconstruction loss")
+    add("--gw", type=float, default=1.0, help="weight of the adversarial loss")
+    add("--inc_num", type=int, choices=(18, 9, 6, 3, 2, 1), default=1, help="progressive stages")
+    add("--inc_step", type=int, default=0, help="epochs a stage")
+    add("--grow_init", choices=("random", "identity"), default="random", help="how added blocks start")
+    if parser.parse_known_args(argv)[0].demo:
+        parser.set_defaults(**DEMO)
+    return parser.parse_args(argv)
+
+
+# ---- the method ------------------------------------------------------------------------------------
+
+
+def student_step(student, teacher, x, optimizer, D, clip):
+    """Student phase: one step to lower D(S(x), T(x)). Returns the loss a pixel."""
+    with torch.no_grad():
+        target = teacher(x)
+    loss = D(student(x), target)
+    optimizer.zero_grad()
+    loss.backward()
+    clip_grad_norm_(student.parameters(), clip)
+    optimizer.step()
+    return loss.detach() / target.numel()
+
+
+def generator_losses(generator, student, teacher, z, scale, D):
+    """L_R and L_adv of the images that G_s draws from z (paper section 3).
+
+    L_R: the teacher's output, downsampled, must give the input back. L_adv falls where the student is
+    wrong. Both reach the generator through the teacher too, since resizing is differentiable.
+    """
+    x_lr = generator(z)
+    x = network_input(x_lr, scale, teacher.upscaled_input)
+    teacher_output = teacher(x)
+    reconstruction = D(imresize(teacher_output, 1 / scale).clamp(0, 1), x_lr)
+    adversarial = -torch.log1p(D(student(x), teacher_output))
+    return reconstruction, adversarial
+
+
+def generator_step(generator, student, teacher, z, scale, optimizer, D, reconw, gw):
+    """Generator phase: one step on reconw * L_R + gw * L_adv. Returns both terms."""
+    reconstruction, adversarial = generator_losses(generator, student, teacher, z, scale, D)
+    loss = reconw * reconstruction + gw * adversarial
+    optimizer.zero_grad()
+    loss.backward(inputs=list(generator.parameters()))
+    optimizer.step()
+    return reconstruction.detach(), adversarial.detach()
+
+
+class Generators:
+    """G_s for every scale, each with its own Adam; as a source of student inputs, draw(scale, step)."""
+
+    def __init__(self, args, scales, teacher):
+        self.args, self.upscaled_input = args, teacher.upscaled_input
+        seed_everything(args.seed, "generators")
+        self.networks = torch.nn.ModuleDict({
+            str(s): Generator(args.latent, lr_size(args.input_size, s), teacher.channels, args.ge_type)
+            for s in scales
+        }).to(args.device)
+        self.optimizers = {s: torch.optim.Adam(g.parameters(), lr=args.lr_G) for s, g in self.networks.items()}
+
+    def latent(self, *key):
+        """z ~ N(0, I), (B, latent), of the stream `key`."""
+        stream = random_stream(self.args.seed, *key, device=self.args.device)
+        return torch.randn(self.args.batchSize, self.args.latent, generator=stream, device=self.args.device)
+
+    @torch.no_grad()
+    def draw(self, scale, step):
+        return network_input(self.networks[str(scale)](self.latent("z", step)), scale, self.upscaled_input)
+
+    def step(self, student, teacher, scale, step, D, rate):
+        optimizer = self.optimizers[str(scale)]
+        set_learning_rate(optimizer, rate)
+        z = self.latent("generator z", step)
+        return generator_step(self.networks[str(scale)], student, teacher, z, scale, optimizer, D,
+                              self.args.reconw, self.args.gw)
+
+    def state_dict(self):
+        return {"networks": self.networks.state_dict(),
+                "optimizers": {s: o.state_dict() for s, o in self.optimizers.items()}}
+
+    def load_state_dict(self, state):
+        self.networks.load_state_dict(state["networks"])
+        for s, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][s])
+
+
+def stages(depth, args):
+    """Progressive distillation: [(first epoch, epoch after the last, body blocks), ...]."""
+    begins = [1 + i * args.inc_step for i in range(args.inc_num)]
+    blocks = [depth * (i + 1) // args.inc_num for i in range(args.inc_num)]
+    return list(zip(begins, begins[1:] + [args.nEpochs + 1], blocks))
+
+
+def distil_epoch(args, epoch, stage, student, teacher, optimizer, draw, generators, scales):
+    """One epoch: --iter rounds of --stu_step student steps and one generator step. Returns mean losses.
+
+    stage: (first epoch, epoch after the last), within which the student's schedule runs.
+    """
+    D = distance(args.loss_type)
+    begin, end = stage
+    sums = torch.zeros(3, device=args.device)
+    progress = trange(args.iter, desc=f"epoch {epoch}/{args.nEpochs}", unit="round", leave=False)
+    for i in progress:
+        epochs_done = epoch - 1 + i / args.iter
+        number = (epoch - 1) * args.iter + i
+
+        # Student phase
+        set_learning_rate(optimizer, args.lr * decay(args, epochs_done - (begin - 1), end - begin))
+        for step in range(number * args.stu_step, (number + 1) * args.stu_step):
+            scale = choose_scale(args.seed, scales, "student", step)
+            x = draw(scale, step)
+            sums[0] += student_step(student, teacher, x, optimizer, D, args.clip) / args.stu_step
+
+        # Generator phase
+        if generators:
+            scale = choose_scale(args.seed, scales, "generator", number)
+            rate = args.lr_G * decay(args, epochs_done, args.nEpochs)
+            L_R, L_adv = generators.step(student, teacher, scale, number, D, rate)
+            sums[1:] += torch.stack((L_R, L_adv))
+
+        if i % 10 == 0:
+            progress.set_postfix(means(sums, i + 1, generators))
+    return means(sums, args.iter, generators)
+
+
+def choose_scale(seed, scales, phase, number):
+    """The scale that this phase uses in this step."""
+    return scales[stream_seed(seed, phase, "scale", number) % len(scales)]
+
+
+def means(sums, rounds, generators):
+    """Mean losses a round, by name; those of the generators only where there are any."""
+    names = ("student", "L_R", "L_adv") if generators else ("student",)
+    return dict(zip(names, (sums / rounds).tolist()))
+
+
+# ---- the run ---------------------------------------------------------------------------------------
+
+
+def distil(args, folder, teacher, scales, validation):
+    """Distil to --nEpochs, saving after each epoch. Returns the student."""
+    generators = Generators(args, scales, teacher) if args.source == "generator" else None
+    draw = generators.draw if generators else other_source(args, scales, teacher)
+    full = half_width(teacher.config) if args.model_type == "half" else teacher.config
+    first, state, student = args.start_epoch, None, None
+    if args.resume:
+        state = folder.resume(args.resume)
+        first = state["epoch"] + 1
+        student = build_model(state["config"])
+        student.load_state_dict(state["model"])
+        student.to(args.device, memory_format=torch.channels_last)
+        if generators:
+            generators.load_state_dict(state["generators"])
+
+    for number, (begin, end, blocks) in enumerate(stages(full["n_resblocks"], args)):
+        if end <= first:
+            continue
+        seed_everything(args.seed, "student", number)
+        if student is None:
+            student = build_model({**full, "n_resblocks": blocks})
+            student.to(args.device, memory_format=torch.channels_last)
+        else:
+            student.grow(blocks, args.grow_init)
+        optimizer = make_optimizer(args, student.parameters())
+        if state and begin < first:
+            optimizer.load_state_dict(state["optimizer"])
+        for epoch in range(max(begin, first), end):
+            losses = distil_epoch(args, epoch, (begin, end), student, teacher, optimizer, draw, generators, scales)
+            save_epoch_samples(folder / f"samples/epoch_{epoch:04d}.png", [draw(s, "sample") for s in scales])
+            folder.end_epoch(epoch, student, losses, validation.psnr(student), {
+                "optimizer": optimizer.state_dict(),
+                "generators": generators.state_dict() if generators else None,
+            })
+    return student
+
+
+def other_source(args, scales, teacher):
+    if args.source == "noise":
+        return noise_source(args, teacher)
+    return folder_source(args, scales, teacher)
+
+
+def check(args, teacher, scales):
+    """Raise InputError where the flags do not fit each other or the teacher."""
+    depth, smallest = teacher.config["n_resblocks"], min(lr_size(args.input_size, s) for s in scales)
+    if smallest < 8:
+        raise InputError(f"--input_size {args.input_size}: too small at x{max(scales)}; the least is {8 * max(scales)}")
+    if depth % args.inc_num:
+        raise InputError(f"--inc_num {args.inc_num}: does not divide the teacher's {depth} body blocks")
+    if args.inc_num > 1 and not 0 < args.inc_step * (args.inc_num - 1) < args.nEpochs:
+        raise InputError(f"--inc_step {args.inc_step}: {args.inc_num} stages need --inc_step of at least 1 and "
+                         f"at most (nEpochs - 1) / (inc_num - 1)")
+    if args.student and not args.test_only:
+        raise InputError("--student: goes with --test_only; to continue a run give --resume its checkpoint.pth")
+
+
+def load_networks(args):
+    """The teacher, frozen, and with --test_only the student."""
+    if not Path(args.pretrained).is_file():
+        raise InputError(f"{args.pretrained}: no such teacher; train_teacher.py makes one, --pretrained names one")
+    teacher = load_model(args.pretrained, args.device).requires_grad_(False)
+    if not args.test_only:
+        return teacher, None
+    if not args.student:
+        raise InputError("--test_only: say which student to score with --student")
+    student = load_model(args.student, args.device)
+    if (student.upscaled_input, student.channels) != (teacher.upscaled_input, teacher.channels):
+        raise InputError(f"{args.student}: is of another kind than the teacher {args.pretrained}")
+    return teacher, student
+
+
+def main(args):
+    args.device = choose_device(args.device)
+    set_up_cpu(args.threads)
+    fill_in_optimizer(args)
+    teacher, student = load_networks(args)
+    scales = (args.scale,) if args.scale else teacher.scales
+    if not set(scales) <= set(teacher.scales):
+        raise InputError(f"--scale {args.scale}: the teacher {args.pretrained} upscales by {teacher.scales} only")
+    args.loss_type = args.loss_type or ("MSE" if teacher.upscaled_input else "L1")
+    check(args, teacher, scales)
+    benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device)
+    folder = RunFolder(args)
+    if student is None:
+        validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
+        student = distil(args, folder, teacher.to(memory_format=torch.channels_last), scales, validation)
+        save_model(student, args.output)
+        save_sample_sheet(folder / "samples", folder / "samples.png")
+    networks = {"teacher": teacher, "student": student}
+    results = benchmarks.scores(networks, bicubic=True)
+    folder.save_results(results, args, student_steps=args.nEpochs * args.iter * args.stu_step)
+    save_comparison(folder / "comparison.png", *benchmarks.example(networks))
+    folder.say(format_table(results, paper_scores(teacher)))
+    folder.say(f"student: {args.student or args.output}; pictures and results: {folder.path}")
+
+
+if __name__ == "__main__":
+    run_script(main, parse_arguments())

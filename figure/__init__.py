@@ -1,0 +1,1 @@
+"""Figures made by this project, and the code that draws them."""

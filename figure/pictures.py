@@ -1,0 +1,84 @@
+"""Pictures a run leaves: the images a source draws, and what the networks make of a real one."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from utils import write_atomically
+
+_GAP = 6
+_TEXT = 18  # height of a line of text
+
+
+def _save(image, path):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+
+
+def _to_image(pixels):
+    """PIL image of (C, H, W) or (H, W) in 0..255."""
+    pixels = np.asarray(pixels).round().clip(0, 255).astype(np.uint8)
+    if pixels.ndim == 3:
+        pixels = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+    return Image.fromarray(pixels)
+
+
+def _label(canvas, position, text):
+    ImageDraw.Draw(canvas).text(position, text, fill="black", font=ImageFont.load_default(size=13), anchor="mm")
+
+
+def save_epoch_samples(path, batches, each=4):
+    """A strip of the first `each` images of every batch (B, C, H, W) in [0, 1]."""
+    images = [_to_image(255 * x.cpu().numpy()) for batch in batches for x in batch[:each]]
+    images = [image.resize((48, 48), Image.NEAREST) if image.size != (48, 48) else image for image in images]
+    strip = Image.new("RGB", ((48 + _GAP) * len(images) - _GAP, 48), "white")
+    for i, image in enumerate(images):
+        strip.paste(image, (i * (48 + _GAP), 0))
+    _save(strip, path)
+
+
+def save_sample_sheet(folder, path, most=10):
+    """One sheet of the strips in `folder`, at most `most` of them from the first epoch to the last."""
+    files = sorted(Path(folder).glob("epoch_*.png"))
+    files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, most).round().astype(int))]
+    strips = [Image.open(file) for file in files]
+    margin = 90
+    sheet = Image.new("RGB", (margin + max(s.width for s in strips) + _GAP,
+                              (strips[0].height + _GAP) * len(strips) + _GAP), "white")
+    for i, (file, strip) in enumerate(zip(files, strips)):
+        top = _GAP + i * (strip.height + _GAP)
+        sheet.paste(strip, (margin, top))
+        _label(sheet, (margin // 2, top + strip.height // 2), f"epoch {int(file.stem.split('_')[1])}")
+    _save(sheet, path)
+
+
+def _busiest(error, size):
+    """Top left of the size x size window with the largest sum of `error` (H, W)."""
+    windows = torch.nn.functional.avg_pool2d(torch.from_numpy(error)[None, None], size, stride=4)[0, 0]
+    row, column = divmod(windows.argmax().item(), windows.shape[1])
+    return 4 * row, 4 * column
+
+
+def save_comparison(path, outputs, scale, name, size=64, zoom=3):
+    """Crops side by side, with PSNR of the whole image under each.
+
+    outputs: {label: (luma (H, W) in 0..255, its PSNR or None)}; "HR" first, "bicubic" among them: the crop
+    is where bicubic is most wrong.
+    """
+    hr, bicubic = outputs["HR"][0], outputs["bicubic"][0]
+    size = min(size, *hr.shape)
+    row, column = _busiest((hr - bicubic) ** 2, size)
+    side = size * zoom
+    sheet = Image.new("RGB", ((side + _GAP) * len(outputs) + _GAP, side + 2 * _GAP + 2 * _TEXT), "white")
+    for i, (label, (image, psnr)) in enumerate(outputs.items()):
+        crop = _to_image(image[row:row + size, column:column + size]).resize((side, side), Image.NEAREST)
+        left = _GAP + i * (side + _GAP)
+        sheet.paste(crop, (left, _GAP))
+        below = f"{psnr:.2f} dB" if psnr is not None else f"{name} x{scale}"
+        _label(sheet, (left + side // 2, side + _GAP + _TEXT // 2), label)
+        _label(sheet, (left + side // 2, side + _GAP + _TEXT // 2 + _TEXT), below)
+    _save(sheet, path)

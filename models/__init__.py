@@ -1,0 +1,18 @@
+"""The networks, and how a checkpoint file becomes one of them."""
+
+from models.edsr import EDSR
+from models.generator import Generator
+from models.vdsr import VDSR
+
+ARCHITECTURES = {"vdsr": VDSR, "edsr": EDSR}
+
+
+def build_model(config):
+    """A freshly initialised network from its `config` ({"arch": ..., and its constructor's arguments})."""
+    arguments = dict(config)
+    return ARCHITECTURES[arguments.pop("arch")](**arguments)
+
+
+def half_width(config):
+    """The student's config: the teacher's depth, half its channels (paper section 4)."""
+    return {**config, "n_feats": config["n_feats"] // 2}

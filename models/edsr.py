@@ -1,0 +1,78 @@
+"""EDSR (Lim et al., CVPRW 2017), full and half width: RGB in, RGB out, upscaling inside."""
+
+import torch
+import torch.nn as nn
+
+DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+
+
+def _conv(in_channels, out_channels):
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+
+class ResBlock(nn.Module):
+    """x + res_scale * conv(relu(conv(x)))."""
+
+    def __init__(self, n_feats, res_scale):
+        super().__init__()
+        self.body = nn.Sequential(_conv(n_feats, n_feats), nn.ReLU(inplace=True), _conv(n_feats, n_feats))
+        self.res_scale = res_scale
+
+    def forward(self, x):
+        return x + self.res_scale * self.body(x)
+
+
+def _upsampler(scale, n_feats):
+    """Pixel shuffle: twice by 2 for x4, once otherwise."""
+    factors = {2: (2,), 3: (3,), 4: (2, 2)}[scale]
+    layers = []
+    for factor in factors:
+        layers += [_conv(n_feats, factor**2 * n_feats), nn.PixelShuffle(factor)]
+    return nn.Sequential(*layers)
+
+
+class EDSR(nn.Module):
+    """head, body of n_resblocks residual blocks and a convolution with a long skip, tail.
+
+    forward: (B, 3, h, w) RGB in [0, 1] -> (B, 3, scale * h, scale * w), not clipped. Inside, values are
+    0..255 less the mean of DIV2K, so that EDSR-PyTorch's weights serve as they are. The parts carry that
+    project's names. Baseline: EDSR(16, 64); full: EDSR(32, 256, res_scale=0.1).
+    """
+
+    upscaled_input = False
+    channels = 3
+
+    def __init__(self, n_resblocks=16, n_feats=64, scale=2, res_scale=1.0):
+        super().__init__()
+        self.n_feats, self.res_scale, self.scales = n_feats, res_scale, (scale,)
+        self.head = nn.Sequential(_conv(3, n_feats))
+        blocks = (ResBlock(n_feats, res_scale) for _ in range(n_resblocks))
+        self.body = nn.Sequential(*blocks, _conv(n_feats, n_feats))
+        self.tail = nn.Sequential(_upsampler(scale, n_feats), _conv(n_feats, 3))
+        mean = 255 * torch.tensor(DIV2K_MEAN).reshape(1, 3, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+
+    @property
+    def config(self):
+        """What build_model needs to make this network again."""
+        return {"arch": "edsr", "n_resblocks": len(self.body) - 1, "n_feats": self.n_feats,
+                "scale": self.scales[0], "res_scale": self.res_scale}
+
+    def forward(self, x):
+        features = self.head(255 * x - self.mean)
+        features = features + self.body(features)
+        return (self.tail(features) + self.mean) / 255
+
+    def grow(self, n_resblocks, init="random"):
+        """Insert residual blocks before the body's last convolution until there are n_resblocks.
+
+        What is trained is kept. init="random" as the paper does; "identity" zeroes each new block's
+        last convolution, so that the block passes its input through.
+        """
+        last = len(self.body) - 1
+        for n in range(last, n_resblocks):
+            block = ResBlock(self.n_feats, self.res_scale).to(self.mean)
+            if init == "identity":
+                nn.init.zeros_(block.body[2].weight)
+                nn.init.zeros_(block.body[2].bias)
+            self.body.insert(n, block)

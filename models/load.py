@@ -1,0 +1,97 @@
+"""A checkpoint file becomes a ready model.
+
+Our files hold {"config": architecture, "state_dict": tensors} (see utils.save_model). Also read: a bare state dict, one under a
+usual key ("state_dict", "model", "params", "model_state_dict"), names with a "module." prefix, the names
+of pytorch-vdsr (input, residual_layer.N.conv, output) and of EDSR-PyTorch (sub_mean and add_mean besides
+ours). Without a config the architecture is read off the names and shapes.
+"""
+
+import re
+
+import torch
+
+from models import ARCHITECTURES, build_model
+from utils import InputError, read_checkpoint
+
+_KNOWN_NAMES = (
+    "names known are ours (head, body.N, tail), pytorch-vdsr's (input, residual_layer.N.conv, output) "
+    "and EDSR-PyTorch's (head.0, body.N.body.0, tail.0.0)"
+)
+
+
+def load_model(path, device="cpu"):
+    """The network stored in the file `path`, in float32 on `device`, in evaluation mode.
+
+    Raises InputError, one line with the path and the name or shape that does not fit.
+    """
+    content = read_checkpoint(path)
+    weights = _find_weights(content, path)
+    if not weights:
+        raise InputError(f"{path}: holds no weights; {_KNOWN_NAMES}")
+    weights = _translate(weights)
+    stored = content.get("config") if isinstance(content.get("config"), dict) else None
+    config = stored or _infer_config(weights, path)
+    try:
+        model = build_model(config)
+    except (KeyError, TypeError, RuntimeError, ValueError):
+        raise InputError(f"{path}: its architecture {config} is none of {', '.join(ARCHITECTURES)}") from None
+    _check_fit(model.state_dict(), weights, path)
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    return model.to(device).eval()
+
+
+def _find_weights(content, path):
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}, not a state dict")
+    for key in ("state_dict", "model", "params", "model_state_dict"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+
+
+def _translate(weights):
+    """Weights under our names. The mean shift of EDSR-PyTorch is dropped: ours is a constant."""
+    renames = (
+        (r"^module\.", ""),
+        (r"^model\.", ""),
+        (r"^input\.weight$", "head.weight"),
+        (r"^residual_layer\.(\d+)\.conv\.weight$", r"body.\1.weight"),
+        (r"^output\.weight$", "tail.weight"),
+    )
+    ours = {}
+    for name, tensor in weights.items():
+        for pattern, ours_is in renames:
+            name = re.sub(pattern, ours_is, name)
+        if not re.match(r"^(sub|add)_mean\.(weight|bias)$", name):
+            ours[name] = tensor
+    return ours
+
+
+def _infer_config(weights, path):
+    """The architecture that names and shapes tell. EDSR's res_scale they do not: its usual values."""
+    indices = [int(match[1]) for name in weights if (match := re.match(r"^body\.(\d+)\.", name))]
+    n_blocks = max(indices, default=-1) + 1
+    if "head.weight" in weights:
+        return {"arch": "vdsr", "n_resblocks": n_blocks, "n_feats": len(weights["head.weight"])}
+    if "head.0.weight" in weights and "tail.0.0.weight" in weights:
+        n_feats = len(weights["head.0.weight"])
+        thrice = len(weights["tail.0.0.weight"]) == 9 * n_feats
+        scale = 4 if "tail.0.2.weight" in weights else 3 if thrice else 2
+        res_scale = 0.1 if n_feats >= 256 else 1.0
+        return {"arch": "edsr", "n_resblocks": n_blocks - 1, "n_feats": n_feats,
+                "scale": scale, "res_scale": res_scale}
+    raise InputError(f"{path}: begins with the tensor '{next(iter(weights))}'; {_KNOWN_NAMES}")
+
+
+def _check_fit(expected, found, path):
+    for name, tensor in expected.items():
+        if name not in found:
+            raise InputError(f"{path}: the tensor '{name}' is missing")
+        if found[name].shape != tensor.shape:
+            raise InputError(
+                f"{path}: the tensor '{name}' is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
+            )
+    for name in found:
+        if name not in expected:
+            raise InputError(f"{path}: the tensor '{name}' is unexpected in this architecture")
