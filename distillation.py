@@ -24,9 +24,8 @@ from data.sources import folder_source, lr_size, network_input, noise_source
 from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
 from models import Generator, build_model, half_width
 from models.load import load_model
-from utils import (InputError, RunFolder, add_shared_flags, choose_device, decay, distance, fill_in_optimizer,
-                   make_optimizer, random_stream, run_script, save_model, seed_everything, set_learning_rate,
-                   set_up_cpu, stream_seed)
+from utils import (InputError, RunFolder, add_shared_flags, decay, distance, make_optimizer, random_stream,
+                   run_script, save_model, seed_everything, set_learning_rate, settle_shared_flags, stream_seed)
 
 # --demo: a small teacher (how it was trained is in the README) and settings for minutes on a CPU.
 DEMO = dict(
@@ -40,7 +39,7 @@ def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    add_shared_flags(parser, save_dir="runs/distillation", output="student.pth")
+    add_shared_flags(parser, output="student.pth")
     parser.set_defaults(model_type="half", nEpochs=80, iter=120)
     add = parser.add_argument
     add("--demo", action="store_true", help="a small example that needs no files and no GPU")
@@ -202,9 +201,8 @@ def distil(args, folder, teacher, scales, validation):
     if args.resume:
         state = folder.resume(args.resume)
         first = state["epoch"] + 1
-        student = build_model(state["config"])
+        student = build_model(state["config"]).to(args.device)
         student.load_state_dict(state["model"])
-        student.to(args.device, memory_format=torch.channels_last)
         if generators:
             generators.load_state_dict(state["generators"])
 
@@ -213,8 +211,7 @@ def distil(args, folder, teacher, scales, validation):
             continue
         seed_everything(args.seed, "student", number)
         if student is None:
-            student = build_model({**full, "n_resblocks": blocks})
-            student.to(args.device, memory_format=torch.channels_last)
+            student = build_model({**full, "n_resblocks": blocks}).to(args.device)
         else:
             student.grow(blocks, args.grow_init)
         optimizer = make_optimizer(args, student.parameters())
@@ -266,9 +263,7 @@ def load_networks(args):
 
 
 def main(args):
-    args.device = choose_device(args.device)
-    set_up_cpu(args.threads)
-    fill_in_optimizer(args)
+    settle_shared_flags(args, "distillation")
     teacher, student = load_networks(args)
     scales = (args.scale,) if args.scale else teacher.scales
     if not set(scales) <= set(teacher.scales):
@@ -279,12 +274,13 @@ def main(args):
     folder = RunFolder(args)
     if student is None:
         validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
-        student = distil(args, folder, teacher.to(memory_format=torch.channels_last), scales, validation)
+        student = distil(args, folder, teacher, scales, validation)
         save_model(student, args.output)
         save_sample_sheet(folder / "samples", folder / "samples.png")
     networks = {"teacher": teacher, "student": student}
     results = benchmarks.scores(networks, bicubic=True)
-    folder.save_results(results, args, student_steps=args.nEpochs * args.iter * args.stu_step)
+    epochs = 0 if args.test_only else args.nEpochs - args.start_epoch + 1
+    folder.save_results(results, args, student_steps=epochs * args.iter * args.stu_step)
     save_comparison(folder / "comparison.png", *benchmarks.example(networks))
     folder.say(format_table(results, paper_scores(teacher)))
     folder.say(f"student: {args.student or args.output}; pictures and results: {folder.path}")

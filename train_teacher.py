@@ -12,7 +12,6 @@ and scores on the pictures that scikit-image ships.
 
 import argparse
 
-import torch
 from torch.nn.utils import clip_grad_norm_
 from tqdm import trange
 
@@ -21,15 +20,15 @@ from data.images import find_training_images
 from data.patches import TrainingPatches
 from models import build_model, half_width
 from models.load import load_model
-from utils import (InputError, RunFolder, add_shared_flags, choose_device, decay, distance, fill_in_optimizer,
-                   make_optimizer, run_script, save_model, seed_everything, set_learning_rate, set_up_cpu)
+from utils import (InputError, RunFolder, add_shared_flags, decay, distance, make_optimizer, run_script,
+                   save_model, seed_everything, set_learning_rate, settle_shared_flags)
 
 
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    add_shared_flags(parser, save_dir="runs/train_teacher", output="teacher.pth")
+    add_shared_flags(parser, output="teacher.pth")
     parser.set_defaults(model_type="origin", nEpochs=50, iter=1000)
     add = parser.add_argument
     add("--arch", choices=("vdsr", "edsr"), default="vdsr")
@@ -99,13 +98,11 @@ def make_model(args):
 
 
 def main(args):
-    args.device = choose_device(args.device)
-    set_up_cpu(args.threads)
+    settle_shared_flags(args, "train_teacher")
     if args.test_only and not args.pretrained:
         raise InputError("--test_only: say what to score with --pretrained")
-    model = make_model(args).to(memory_format=torch.channels_last)
+    model = make_model(args)
     scales = (args.scale,) if args.scale else model.scales
-    fill_in_optimizer(args)
     args.loss_type = args.loss_type or ("MSE" if model.upscaled_input else "L1")
     benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device)
     if not args.test_only:

@@ -110,6 +110,9 @@ class RunFolder:
         self.started = time.time()
         self.seconds_before = 0.0
         save_json(vars(args), self.path / "config.json")
+        if not (args.resume or args.test_only):  # a new run: its metrics and samples start afresh
+            for old in (self / "metrics.jsonl", *self.path.glob("samples/epoch_*.png")):
+                old.unlink(missing_ok=True)
 
     def __truediv__(self, name):
         return self.path / name
@@ -163,8 +166,8 @@ class RunFolder:
 # ---- flags -----------------------------------------------------------------------------------------
 
 
-def add_shared_flags(parser, save_dir, output):
-    """The flags both scripts have; the reference's, then ours."""
+def add_shared_flags(parser, output):
+    """The flags both scripts have, the reference's and ours. output: default of --output."""
     add = parser.add_argument
     add("--model_type", choices=("origin", "half"), help="full width, or half of it")
     add("--batchSize", type=int, default=128, help="images a step")
@@ -185,11 +188,22 @@ def add_shared_flags(parser, save_dir, output):
     add("--val_dataset", help="set scored after each epoch (default Set5)")
     add("--data_test", metavar="A+B", help="sets scored at the end (default: all found)")
     add("--data_dir", "--tmp_data_dir", default="datasets", help="folder of the image sets")
-    add("--save_dir", "--tmp_save_dir", default=save_dir, help="folder for all that the run leaves")
+    add("--save_dir", "--tmp_save_dir",
+        help="folder for all that the run leaves (default runs/<script>, with --test_only runs/<script>_test)")
     add("--output", default=output, help="where the trained network goes besides")
     add("--test_only", action="store_true", help="score, do not train")
     add("--seed", type=int, default=1)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+
+
+def settle_shared_flags(args, script):
+    """Fill in the defaults that depend on other flags, and apply --device and --threads."""
+    args.save_dir = args.save_dir or f"runs/{script}" + ("_test" if args.test_only else "")
+    sgd = args.optimizer == "sgd"
+    args.lr = args.lr if args.lr is not None else (0.1 if sgd else 1e-3)
+    args.weight_decay = args.weight_decay if args.weight_decay is not None else (1e-4 if sgd else 0.0)
+    args.device = choose_device(args.device)
+    set_up_cpu(args.threads)
 
 
 def choose_device(name):
@@ -249,13 +263,6 @@ def decay(args, epochs_done, epochs):
     if args.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * min(epochs_done / epochs, 1)))
     return 0.1 ** (int(epochs_done) // args.step)
-
-
-def fill_in_optimizer(args):
-    """Set --lr and --weight-decay, where not given, to what suits --optimizer."""
-    sgd = args.optimizer == "sgd"
-    args.lr = args.lr if args.lr is not None else (0.1 if sgd else 1e-3)
-    args.weight_decay = args.weight_decay if args.weight_decay is not None else (1e-4 if sgd else 0.0)
 
 
 def set_learning_rate(optimizer, rate):

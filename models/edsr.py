@@ -71,7 +71,7 @@ class EDSR(nn.Module):
         """
         last = len(self.body) - 1
         for n in range(last, n_resblocks):
-            block = ResBlock(self.n_feats, self.res_scale).to(self.mean)
+            block = ResBlock(self.n_feats, self.res_scale).to(self.mean, memory_format=torch.channels_last)
             if init == "identity":
                 nn.init.zeros_(block.body[2].weight)
                 nn.init.zeros_(block.body[2].bias)

@@ -5,6 +5,7 @@ The input is the LR image already upscaled by bicubic; the network adds the deta
 
 import math
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -51,7 +52,7 @@ class VDSR(nn.Module):
         ReLU nothing is negative, so a convolution with the identity kernel passes its input through.
         """
         for _ in range(n_resblocks - len(self.body)):
-            conv = _conv(self.n_feats, self.n_feats).to(self.head.weight)
+            conv = _conv(self.n_feats, self.n_feats).to(self.head.weight, memory_format=torch.channels_last)
             if init == "identity":
                 nn.init.dirac_(conv.weight)
             self.body.append(conv)

@@ -1,0 +1,99 @@
+"""Small networks and images for all tests, and the real ones where the environment names them."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import utils
+from models import VDSR
+from utils import save_model
+
+ROOT = Path(__file__).parent.parent
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def datasets():
+    """The folder of real image sets, $SR_DATASETS."""
+    folder = os.environ.get("SR_DATASETS")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("SR_DATASETS does not name a folder with benchmark/Set5/HR and the like")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def public_teacher():
+    """The public VDSR in $SR_WEIGHTS."""
+    path = Path(os.environ.get("SR_WEIGHTS", "")) / "vdsr_public.pth"
+    if not path.is_file():
+        pytest.skip("SR_WEIGHTS does not name a folder with vdsr_public.pth")
+    return path
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A data folder: train291 with 3 smooth random images, benchmark/Set5/HR with 2 of them."""
+    root = tmp_path_factory.mktemp("data")
+    noise = np.random.default_rng(0)
+    for folder, count in (("train291", 3), ("benchmark/Set5/HR", 2)):
+        (root / folder).mkdir(parents=True)
+        for i in range(count):
+            coarse = Image.fromarray(noise.integers(0, 256, (12, 14, 3), dtype=np.uint8))
+            coarse.resize((56, 48 + i), Image.BICUBIC).save(root / folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory):
+    """Checkpoint of an untrained VDSR of 6 blocks and 4 channels whose residual is small."""
+    torch.manual_seed(0)
+    model = VDSR(n_resblocks=6, n_feats=4)
+    model.tail.weight.data *= 0.1
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
+    save_model(model, path)
+    return path
+
+
+@dataclass
+class Outcome:
+    """What a script did: its exit code and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """run(script module, flags...) runs a script in an empty folder, in this process, to save the imports."""
+
+    def run_script(script, *flags):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [script.__file__])
+        capsys.readouterr()
+        code = 0
+        try:
+            utils.run_script(script.main, script.parse_arguments([*map(str, flags)]))
+        except SystemExit as stop:
+            code = stop.code
+        return Outcome(code, *capsys.readouterr())
+
+    return run_script
+
+
+@pytest.fixture
+def run_process(tmp_path):
+    """The same as a process: run_process("distillation.py", flags...)."""
+
+    def run_script(script, *flags):
+        command = [sys.executable, str(ROOT / script), *map(str, flags)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    return run_script

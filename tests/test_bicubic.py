@@ -1,0 +1,249 @@
+"""imresize against an exact rational computation, hand-computed rows and torch's own bicubic."""
+
+import math
+from fractions import Fraction as F
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+
+import bicubic
+from bicubic import imresize
+
+SCALES = [F(2), F(3), F(4), F(1, 2), F(1, 3), F(1, 4), F(7, 10), F(137, 100), F(1)]
+both_paths = pytest.mark.usefixtures("weights_cache")
+both_paddings = pytest.mark.parametrize("padding", ["replicate", "symmetric"])
+
+
+@pytest.fixture(params=["matrix", "taps"])
+def weights_cache(request, monkeypatch):
+    """Sends the short float images of a test down each path in turn; the emptied cache of its weights."""
+    monkeypatch.setattr(bicubic, "_DENSE_LENGTH", 512 if request.param == "matrix" else 0)
+    bicubic._matrix.cache_clear()
+    bicubic._taps.cache_clear()
+    return getattr(bicubic, "_" + request.param)
+
+
+def cubic(x):
+    x = abs(x)
+    if x <= 1:
+        return (3 * x**3 - 5 * x**2 + 2) / 2
+    return (-(x**3) + 5 * x**2 - 8 * x + 4) / 2 if x < 2 else F(0)
+
+
+@lru_cache(maxsize=None)
+def oracle_matrix(n, m, scale, padding="replicate", antialias=True):
+    """The (m, n) resizing matrix in exact fractions, one output pixel and one input pixel at a time."""
+    matrix = np.full((m, n), F(0))
+    shrink = scale if antialias and scale < 1 else F(1)
+    for u in range(1, m + 1):
+        centre = u / scale + (1 - 1 / scale) / 2
+        pixels = range(math.floor(centre - 2 / shrink), math.ceil(centre + 2 / shrink) + 1)
+        weights = [cubic(shrink * (centre - p)) for p in pixels]
+        total = sum(weights)
+        for p, weight in zip(pixels, weights):
+            while padding == "symmetric" and not 1 <= p <= n:
+                p = 1 - p if p < 1 else 2 * n + 1 - p
+            matrix[u - 1, min(max(p, 1), n) - 1] += weight / total
+    return matrix
+
+
+def oracle(image, scales, *options):
+    """The float64 result for a 2-D image; `scales` holds a fraction for the rows, one for the columns."""
+    a, b = (oracle_matrix(n, math.ceil(s * n), s, *options).astype(float) for n, s in zip(image.shape, scales))
+    return torch.from_numpy(a @ image.double().numpy() @ b.T)
+
+
+def to_bytes(array):
+    return np.vectorize(lambda v: min(max(math.floor(v + F(1, 2)), 0), 255), otypes=[object])(array)
+
+
+def bytes_oracle(image, scales, columns_first=False, each_pass=True):
+    """uint8 result, in exact fractions; each_pass=False rounds and clips only once, at the end."""
+    result = image.numpy().astype(object)
+    for columns in (columns_first, not columns_first):
+        n, scale = image.shape[columns], scales[columns]
+        matrix = oracle_matrix(n, math.ceil(scale * n), scale)
+        result = result @ matrix.T if columns else matrix @ result
+        result = to_bytes(result) if each_pass else result
+    return torch.from_numpy(to_bytes(result).astype(np.uint8))
+
+
+def random_image(*shape, seed=0):
+    return torch.from_numpy(np.random.RandomState(seed).uniform(-1, 2, shape))
+
+
+def assert_near(result, expected, atol=1e-12):
+    torch.testing.assert_close(result, expected, rtol=0, atol=atol)
+
+
+@both_paths
+@both_paddings
+@pytest.mark.parametrize("antialias", [True, False], ids=["antialias", "plain"])
+@pytest.mark.parametrize("scale", SCALES, ids=str)
+def test_equals_the_exact_computation(scale, antialias, padding):
+    """The tiny images are smaller than the kernel, which then reaches beyond them several times."""
+    for shape in [(11, 8), (10, 7), (2, 3), (1, 1), (1, 5)]:
+        image = random_image(*shape)
+        result = imresize(image, float(scale), padding=padding, antialias=antialias)
+        assert_near(result, oracle(image, (scale, scale), padding, antialias))
+
+
+@both_paddings
+@pytest.mark.parametrize("scale", [F(2), F(1, 3), F(7, 10)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 520), (520, 2), (2, 260)], ids=str)
+def test_long_images_equal_the_exact_computation(shape, scale, padding):
+    bicubic._taps.cache_clear()
+    image = random_image(*shape)
+    assert_near(imresize(image, float(scale), padding=padding), oracle(image, (scale, scale), padding))
+    assert bicubic._taps.cache_info().misses == (max(shape) * max(scale, 1) > 512)
+
+
+@both_paths
+@both_paddings
+@pytest.mark.parametrize("size", [(5, 13), (16, 3), (9, 7), (1, 1)], ids=str)
+def test_size_sets_one_scale_per_dimension(size, padding):
+    image = random_image(9, 7)
+    expected = oracle(image, (F(size[0], 9), F(size[1], 7)), padding)
+    assert_near(imresize(image, size=size, padding=padding), expected)
+
+
+@pytest.mark.parametrize("shape, scale, expected", [
+    ((10, 7), 1 / 3, (4, 3)), ((10, 7), 1 / 4, (3, 2)), ((9, 6), 1 / 3, (3, 2)), ((10, 7), 0.7, (7, 5)),
+    ((10, 7), 1.37, (14, 10)), ((10, 7), 3, (30, 21)), ((1, 1), 0.01, (1, 1)),
+])
+def test_output_size_is_rounded_up(shape, scale, expected):
+    assert imresize(torch.zeros(shape), scale).shape == expected
+
+
+@pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("size, border", [((48, 40), 6), ((72, 60), 9), ((12, 10), 2), ((6, 5), 2), ((17, 13), 3)])
+def test_interior_equals_torch_interpolate(size, border, dtype, atol):
+    """interpolate drops the pixels beyond the border and so differs there; its antialiased a is -0.5 too."""
+    image = random_image(1, 1, 24, 20).to(dtype)
+    expected = torch.nn.functional.interpolate(image, size=size, mode="bicubic", antialias=True)
+    result, expected = (x[..., border:-border, border:-border] for x in (imresize(image, size=size), expected))
+    assert_near(result, expected, atol)
+
+
+# Twice as large, the outputs lie 1/4 off a pixel: k(1/4), k(3/4), k(5/4), k(7/4) = 111, 29, -9, -3 / 128.
+# Output 1 (centre 3/4) weighs pixels -1, 0, 1, 2 by -3, 29, 111, -9, output 2 (centre 5/4) pixels 0, 1, 2, 3
+# by -9, 111, 29, -3. Half as large, the kernel is twice as wide: output 1 (centre 3/2) weighs pixels -2 .. 5
+# by -3, -9, 29, 111, 111, 29, -9, -3 / 256, output 2 (centre 7/2) pixels 0 .. 7. Without antialias it has
+# k(1/2) = 9 / 16 and k(3/2) = -1 / 16. Pixels 0, -1 are p1, p1 (replicate) or p1, p2 (symmetric).
+@both_paths
+@pytest.mark.parametrize("row, scale, padding, antialias, expected, divisor", [
+    ([0, 0, 1, 1], 2, "replicate", True, [0, -3, -9, 26, 102, 137, 131, 128], 128),
+    ([0, 1, 0, 0], 2, "replicate", True, [-9, 29, 111, 111, 29, -9, -3, 0], 128),
+    ([0, 1, 0, 0], 2, "symmetric", True, [-12, 29, 111, 111, 29, -9, -3, 0], 128),
+    ([1, 0, 0, 0], 2, "replicate", True, [137, 102, 26, -9, -3, 0, 0, 0], 128),
+    ([0, 0, 1, 1], 0.5, "replicate", True, [17, 239], 256),
+    ([0, 1, 0, 0], 0.5, "replicate", True, [111, 29], 256),
+    ([0, 1, 0, 0], 0.5, "symmetric", True, [102, 26], 256),
+    ([0, 1, 0, 0], 0.5, "replicate", False, [9, -1], 16),
+])
+def test_rows_computed_by_hand(row, scale, padding, antialias, expected, divisor):
+    image = torch.tensor(row, dtype=torch.float64).expand(3, 4)
+    expected = (torch.tensor(expected, dtype=torch.float64) / divisor).expand(math.ceil(3 * scale), -1)
+    assert_near(imresize(image, scale, padding=padding, antialias=antialias), expected)
+    assert_near(imresize(image.T, scale, padding=padding, antialias=antialias), expected.T)
+
+
+@pytest.mark.parametrize("size, columns_first", [
+    ((48, 24), False), ((48, 48), False), ((12, 6), False), ((8, 4), False), ((6, 3), False),
+    ((18, 4), True), ((30, 6), True), ((12, 24), False),
+])
+def test_bytes_are_rounded_and_clipped_after_each_pass(size, columns_first):
+    """First the rows, unless the columns shrink more; one rounding at the end, or the other order, shows."""
+    image, scales = ((random_image(24, 12) > 0.5) * 255).to(torch.uint8), (F(size[0], 24), F(size[1], 12))
+    result = imresize(image, size=size)
+    assert torch.equal(result, bytes_oracle(image, scales, columns_first))
+    assert not torch.equal(result, bytes_oracle(image, scales, columns_first, each_pass=False))
+    assert not torch.equal(result, bytes_oracle(image, scales, not columns_first))
+
+
+def test_bytes_round_half_up():
+    """Output 1 is (8 p1 + 9 p2 - p3) / 16: 1/2 -> 1 and 5/2 -> 3, where half to even gives 0 and 2."""
+    image = torch.tensor([[[1], [0], [0], [0]], [[5], [0], [0], [0]]], dtype=torch.uint8)
+    assert imresize(image, 0.5, antialias=False).tolist() == [[[1], [0]], [[3], [0]]]
+
+
+@both_paths
+@pytest.mark.parametrize("scale", [2, 0.5, 0.7])
+def test_gradients(scale):
+    image = random_image(2, 4, 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: imresize(x, scale, padding="symmetric"), (image,))
+
+
+@both_paths
+@pytest.mark.parametrize("scale", SCALES, ids=str)
+def test_linear_and_keeps_constants(scale):
+    a, b, scale = random_image(9, 7), random_image(9, 7, seed=1), float(scale)
+    assert_near(imresize(3 * a - 0.5 * b, scale), 3 * imresize(a, scale) - 0.5 * imresize(b, scale))
+    assert (imresize(torch.full_like(a, -1.75), scale) + 1.75).abs().max() < 1e-12
+
+
+@both_paths
+@pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-12), (torch.uint8, 0)])
+def test_batches_and_strided_views_equal_single_images(dtype, atol):
+    storage = (random_image(16, 5, 3, 2) * 60 + 60).to(dtype)
+    before = storage.clone()
+    images = storage[::2].permute(3, 2, 0, 1)
+    result = imresize(images, 0.7)
+    assert result.shape == (2, 3, 6, 4) and not images.is_contiguous()
+    for i, j in np.ndindex(2, 3):
+        assert_near(result[i, j], imresize(images[i, j].contiguous(), 0.7), atol)
+        assert_near(imresize(images[i, j].T, 0.7), imresize(images[i, j].T.contiguous(), 0.7), atol)
+    assert torch.equal(storage, before), "the input was changed"
+
+
+@both_paths
+@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_dtype_is_kept_and_only_the_result_is_rounded(dtype, autocast):
+    """Half precision: within half a unit in the last place; autocast must not coarsen float32."""
+    image = random_image(16, 12).to(dtype)
+    for scale in (F(2), F(1, 3)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            result = imresize(image, float(scale))
+        expected = oracle(image, (scale, scale))
+        assert result.dtype == dtype
+        half_ulps = (result.double() - expected).abs() / expected.abs().clamp(min=1) / torch.finfo(dtype).eps * 2
+        assert half_ulps.max() <= (1.02 if dtype.itemsize == 2 else 16)
+
+
+@both_paths
+def test_weights_made_in_inference_mode_serve_training():
+    image = random_image(6, 5)
+    with torch.inference_mode():
+        imresize(image, 0.5)
+    output_gradient = random_image(3, 3, seed=1)
+    imresize(image.requires_grad_(), 0.5).backward(output_gradient)
+    rows, columns = (oracle_matrix(n, 3, F(1, 2)).astype(float) for n in (6, 5))
+    assert_near(image.grad, torch.from_numpy(rows.T @ output_gradient.numpy() @ columns))
+
+
+def test_weights_are_computed_once(weights_cache):
+    imresize(random_image(6, 5), 2)
+    assert weights_cache.cache_info()[:2] == (0, 2)  # hits, misses
+    imresize(random_image(3, 6, 5, seed=1), 2.0)
+    assert weights_cache.cache_info()[:2] == (2, 2)
+
+
+@pytest.mark.parametrize("arguments", [
+    {}, {"scale": 2, "size": (4, 4)}, {"scale": 0}, {"scale": -1}, {"scale": math.inf}, {"scale": math.nan},
+    {"size": (0, 3)}, {"size": (2.5, 3)}, {"size": (3,)}, {"size": (3, 3, 3)}, {"scale": 2, "padding": "reflect"},
+], ids=str)
+def test_bad_arguments_are_refused(arguments):
+    with pytest.raises(ValueError, match="imresize"):
+        imresize(torch.zeros(4, 4), **arguments)
+
+
+@pytest.mark.parametrize("shape, dtype, error", [
+    ((4, 4), torch.int64, TypeError), ((4, 4), torch.bool, TypeError), ((5,), torch.float32, ValueError),
+    ((0, 4), torch.float32, ValueError), ((1, 4, 0), torch.uint8, ValueError),
+])
+def test_bad_images_are_refused(shape, dtype, error):
+    with pytest.raises(error, match="imresize"):
+        imresize(torch.zeros(shape, dtype=dtype), 2)

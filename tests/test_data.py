@@ -1,0 +1,241 @@
+"""Reading images, cutting patches, finding and scoring benchmarks."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bicubic import imresize
+from data.benchmark import (BUNDLED, Benchmarks, choose_sets, choose_validation, format_table, paper_scores, prepare,
+                            score, set_paths, upscale)
+from data.images import find_training_images, luma, read_image
+from data.patches import TrainingPatches
+from models import EDSR, VDSR
+from models.load import load_model
+from utils import InputError
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(path)
+    return path
+
+
+def random_pixels(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape)
+
+
+def test_luma_of_known_colours():
+    colours = [[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255], [100, 100, 100]]
+    np.testing.assert_allclose(luma(colours), [16, 235, 81.481, 144.553, 40.966, 16 + 219 * 100 / 255], rtol=1e-12)
+
+
+def test_grey_images_count_as_equal_channels(tmp_path):
+    grey = random_pixels(5, 4)
+    image = read_image(save(tmp_path / "grey.png", grey))
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "cut", "16bit", "missing"])
+def test_an_image_that_cannot_be_read_is_named(tmp_path, kind):
+    path = save(tmp_path / "photo.png", random_pixels(40, 40, 3))
+    if kind == "16bit":
+        Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(path)
+    elif kind == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"text": b"hello", "empty": b"", "cut": path.read_bytes()[:500]}[kind])
+    with pytest.raises(InputError, match="photo.png: (cannot be read as an image|has more than 8 bits)"):
+        read_image(path)
+
+
+# ---- training patches ------------------------------------------------------------------------------
+
+
+def symmetries(patch):
+    """The eight flips and turns of (C, p, p)."""
+    turned = [patch.rot90(k, (1, 2)) for k in range(4)]
+    return turned + [t.flip(2) for t in turned]
+
+
+def where(patch, image):
+    """All (symmetry, row, column) at which `patch` lies in `image`, both (C, ., .), up to half precision."""
+    size, found = patch.shape[-1], set()
+    windows = image.unfold(1, size, 1).unfold(2, size, 1)
+    for i, turned in enumerate(symmetries(patch)):
+        near = (windows - turned[:, None, None]).abs().amax(dim=(0, 3, 4)) < 6e-4
+        found |= {(i, row, column) for row, column in near.nonzero().tolist()}
+    return found
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+@pytest.mark.parametrize("network", ["vdsr", "edsr"])
+def test_patches_are_corresponding_parts_of_hr_and_input(tmp_path, network, scale):
+    path = save(tmp_path / "a.png", random_pixels(29, 31, 3))
+    upscaled = network == "vdsr"
+    channels = 1 if upscaled else 3
+    patches = TrainingPatches([path], (scale,), 12, seed=3, channels=channels, upscaled_input=upscaled)
+    rgb = torch.from_numpy(read_image(path).transpose(2, 0, 1).copy()).double() / 255
+    full = torch.from_numpy(luma(read_image(path)))[None] / 255 if upscaled else rgb
+    seen, sizes_seen = set(), set()
+    versions = []
+    for size in (1, 0.7, 0.5):
+        hr = imresize(full, size).clamp(0, 1) if size != 1 else full
+        cropped = hr[:, : hr.shape[1] // scale * scale, : hr.shape[2] // scale * scale]
+        lr = imresize(cropped, 1 / scale)
+        versions.append((cropped.float(), (imresize(lr, scale) if upscaled else lr).clamp(0, 1).float()))
+    ratio = 1 if upscaled else scale
+    for step in range(4):
+        inputs, hrs = patches.batch(step, 8)
+        assert inputs.shape == (8, channels, 12 // ratio, 12 // ratio) and hrs.shape == (8, channels, 12, 12)
+        assert inputs.dtype == hrs.dtype == torch.float32
+        for x, y in zip(inputs, hrs):
+            hits = [(v, hit) for v, (hr, lr) in enumerate(versions) for hit in where(y, hr)
+                    if (hit[0], hit[1] // ratio, hit[2] // ratio) in where(x, lr)]
+            assert len(hits) == 1, "HR and input patch must lie at the same place under the same turn"
+            seen.add(hits[0][1][0])
+            sizes_seen.add(hits[0][0])
+    assert len(seen) >= 6 and sizes_seen >= {0, 1}  # random turns; the image at more than one size
+
+
+def test_patches_depend_on_seed_and_step_alone(images):
+    paths = find_training_images(images)
+    one, same, other = (TrainingPatches(paths, (2, 3, 4), 16, seed) for seed in (1, 1, 2))
+    one.batch(0, 4)
+    for a, b in zip(one.batch(5, 4), same.batch(5, 4)):
+        assert torch.equal(a, b)
+    assert not torch.equal(one.batch(5, 4)[1], one.batch(6, 4)[1])
+    assert not torch.equal(one.batch(5, 4)[1], other.batch(5, 4)[1])
+
+
+def test_scales_are_mixed_in_a_batch(tmp_path):
+    """On a white-noise image the input's distance from HR tells the scale; all three must occur."""
+    path = save(tmp_path / "a.png", random_pixels(60, 60, 3))
+    mixed = TrainingPatches([path], (2, 3, 4), 24, 1)
+    inputs, hrs = mixed.batch(0, 64)
+    errors = (inputs - hrs).square().mean(dim=(1, 2, 3))
+    singles = [TrainingPatches([path], (s,), 24, 1).batch(0, 64) for s in (2, 3, 4)]
+    means = [(x - y).square().mean(dim=(1, 2, 3)).mean() for x, y in singles]
+    nearest = (errors[:, None] - torch.stack(means)).abs().argmin(dim=1)
+    assert set(nearest.tolist()) == {0, 1, 2}
+
+
+def test_patch_errors_name_the_folder(tmp_path):
+    with pytest.raises(InputError, match="no training images; expected .*train291"):
+        find_training_images(tmp_path)
+    path = save(tmp_path / "small.png", random_pixels(20, 20, 3))
+    assert find_training_images(tmp_path) == [path]
+    with pytest.raises(InputError, match="none of its 1 images holds a 48-pixel patch"):
+        TrainingPatches([path], (2,), 48, 1)
+
+
+# ---- benchmarks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["benchmark/Set5/HR", "Set5/HR", "Set5"])
+def test_every_layout_is_found(tmp_path, layout):
+    save(tmp_path / layout / "b.png", random_pixels(30, 30, 3))
+    save(tmp_path / layout / "a.bmp", random_pixels(30, 30, 3))
+    assert [p.name for p in set_paths(tmp_path, "Set5")] == ["a.bmp", "b.png"]
+    assert list(choose_sets(tmp_path)) == ["Set5"]
+    assert list(choose_validation(tmp_path)) == ["Set5"]
+
+
+def test_a_missing_set_is_an_error_only_when_asked_for(tmp_path):
+    with pytest.raises(InputError, match="no images of the set Set14; expected .*benchmark/Set14/HR"):
+        choose_sets(tmp_path, "Set14")
+    assert list(choose_sets(tmp_path)) == list(choose_validation(tmp_path)) == [BUNDLED]
+    assert len(choose_sets(tmp_path)[BUNDLED]) == 6
+
+
+def test_an_image_too_small_to_score_is_named(tmp_path):
+    save(tmp_path / "Set5" / "tiny.png", random_pixels(14, 40, 3))
+    with pytest.raises(InputError, match="tiny.png: 40x14 is too small to score at x4; the least is 23x23"):
+        Benchmarks(choose_sets(tmp_path), (2, 4), "cpu")
+
+
+def test_prepare_follows_the_luma_protocol():
+    rgb = random_pixels(31, 26, 3).astype(np.uint8)
+    pair = prepare(rgb, 3)
+    assert pair.hr.shape == (30, 24) and pair.lr.shape == (1, 10, 8) and pair.bicubic.shape == (1, 30, 24)
+    np.testing.assert_array_equal(pair.hr, luma(rgb[:30, :24]))
+    torch.testing.assert_close(pair.lr, imresize(torch.from_numpy(pair.hr)[None], 1 / 3), rtol=0, atol=0)
+    assert (pair.bicubic != pair.bicubic.round()).any()
+
+
+def test_prepare_follows_the_rgb_protocol():
+    rgb = random_pixels(31, 26, 3).astype(np.uint8)
+    pair = prepare(rgb, 2, upscaled_input=False)
+    lr = imresize(torch.from_numpy(rgb[:30, :26].transpose(2, 0, 1).copy()), 0.5)
+    assert pair.hr.shape == (30, 26) and torch.equal(pair.lr, lr.double())
+
+
+def test_score_clips_shaves_and_has_peak_255():
+    hr = np.full((30, 30), 100.0)
+    hr[15, 15] = 250
+    output = hr + 5
+    output[15, 15] = 400  # clipped to 255: an error of 5, too
+    output[:3] = output[:, -3:] = 0  # in the border, shaved
+    assert score(output, hr, 3)["psnr"] == pytest.approx(20 * np.log10(255 / 5), abs=1e-12)
+    assert score(hr, hr, 3) == {"psnr": float("inf"), "ssim": 1.0}
+
+
+def test_ssim_is_wangs():
+    """A hand-made SSIM of one 11x11 window: Gaussian of sigma 1.5, K = 0.01, 0.03, no sample covariance."""
+    a, b = random_pixels(15, 15, seed=1).astype(float), random_pixels(15, 15, seed=2).astype(float)
+    g = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    window = np.outer(g, g) / g.sum() ** 2
+    x, y = a[2:13, 2:13], b[2:13, 2:13]
+    mx, my = (window * x).sum(), (window * y).sum()
+    vx, vy, cov = (window * x * x).sum() - mx**2, (window * y * y).sum() - my**2, (window * x * y).sum() - mx * my
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    expected = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    assert score(a, b, 2)["ssim"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("model", [VDSR(1, 2), EDSR(1, 2, scale=2)], ids=["vdsr", "edsr"])
+def test_upscale_gives_the_networks_luma(model):
+    rgb = random_pixels(24, 26, 3).astype(np.uint8)
+    pair = prepare(rgb, 2, model.upscaled_input)
+    output = upscale(model, pair, "cpu")
+    assert output.shape == pair.hr.shape == (24, 26)
+    x = (pair.bicubic if model.upscaled_input else pair.lr).float() / 255
+    expected = 255 * model(x[None])[0].detach().double()
+    if model.upscaled_input:
+        np.testing.assert_allclose(output, expected[0], atol=1e-3)
+    else:
+        np.testing.assert_allclose(output, luma(expected.round().clamp(0, 255).permute(1, 2, 0)), atol=1e-9)
+
+
+def test_table_shows_the_papers_figures_beside_ours():
+    results = {"Set5": {"2": {"bicubic": {"psnr": 33.691, "ssim": 0.93079}, "student": {"psnr": 36.0, "ssim": 0.95}}}}
+    header, row = format_table(results, paper_scores(VDSR(1, 2))).splitlines()
+    assert header.split("  ")[0] == "set" and "paper's ours" in header
+    assert row.split() == ["Set5", "x2", "33.69/0.9308", "36.00/0.9500",
+                           "37.59/0.9597", "37.36/0.9588", "37.20/0.9582"]
+    assert "paper" not in format_table(results, paper_scores(EDSR(1, 2)))
+
+
+BICUBIC_OF_TABLE_1 = {
+    "Set5": {2: (33.69, 0.9308), 3: (30.41, 0.8692), 4: (28.43, 0.8114)},
+    "Set14": {2: (30.34, 0.8701), 3: (27.64, 0.7757), 4: (26.10, 0.7044)},
+}
+
+
+@pytest.mark.parametrize("name", ["Set5", "Set14"])
+def test_protocol_gives_the_bicubic_column_of_table_1(datasets, name):
+    images = [read_image(path) for path in set_paths(datasets, name)]
+    assert len(images) == {"Set5": 5, "Set14": 14}[name]
+    for scale, expected in BICUBIC_OF_TABLE_1[name].items():
+        pairs = [prepare(image, scale) for image in images]
+        scores = [score(pair.bicubic[0].numpy(), pair.hr, scale) for pair in pairs]
+        assert np.mean([s["psnr"] for s in scores]) == pytest.approx(expected[0], abs=0.005)
+        assert np.mean([s["ssim"] for s in scores]) == pytest.approx(expected[1], abs=0.00005)
+
+
+def test_protocol_gives_the_public_teachers_scores(datasets, public_teacher):
+    benchmarks = Benchmarks(choose_sets(datasets, "Set5"), (2, 3, 4), "cpu")
+    psnr = benchmarks.psnr(load_model(public_teacher))
+    # 37.65 / 33.77 / 31.45 when cut to two places
+    assert psnr == pytest.approx({"2": 37.656, "3": 33.776, "4": 31.456}, abs=0.005)

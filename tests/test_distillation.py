@@ -1,0 +1,228 @@
+"""The method, step by step: losses, phases, stages, sources, schedules."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn as nn
+
+from bicubic import imresize
+from data.sources import folder_source, lr_size, network_input, noise_source
+from distillation import (Generators, check, choose_scale, distil_epoch, generator_losses, generator_step,
+                          parse_arguments, stages, student_step)
+from models import EDSR, VDSR, Generator, build_model, half_width
+from utils import InputError, decay, distance, random_stream
+
+
+def networks(arch="vdsr", seed=0):
+    """(teacher, frozen; student), tiny and different from one another."""
+    torch.manual_seed(seed)
+    config = {"arch": arch, "n_resblocks": 2, "n_feats": 6}
+    teacher = build_model(config).requires_grad_(False)
+    return teacher, build_model(half_width(config))
+
+
+def arguments(*flags):
+    args = parse_arguments(["--batchSize=2", "--latent=5", "--input_size=32", "--lr_G=0.01", *flags])
+    args.device, args.lr, args.weight_decay = torch.device("cpu"), args.lr or 0.1, args.weight_decay or 0.0
+    args.loss_type = args.loss_type or "MSE"
+    return args
+
+
+def test_distances_are_sums():
+    a, b = torch.tensor([1.0, 2.0, -3.0]), torch.tensor([0.0, 4.0, -3.0])
+    assert distance("MSE")(a, b) == 5
+    assert distance("L1")(a, b) == 3
+
+
+class Fixed(nn.Module):
+    """A network that multiplies by a constant; as a generator it repeats z's first entry."""
+
+    upscaled_input, channels = True, 1
+
+    def __init__(self, factor, size=None):
+        super().__init__()
+        self.factor, self.size = nn.Parameter(torch.tensor(float(factor))), size
+
+    def forward(self, x):
+        if self.size:
+            x = x[:, :1, None, None].expand(-1, 1, self.size, self.size)
+        return self.factor * x
+
+
+def test_generator_losses_by_hand():
+    """Constant images: x_lr = 0.5 on 2 images of 8x8, T(x) = 0.6, S(x) = 0.4."""
+    z = torch.full((2, 3), 0.5)
+    L_R, L_adv = generator_losses(Fixed(1, size=8), Fixed(0.8), Fixed(1.2), z, 2, distance("MSE"))
+    assert L_R.item() == pytest.approx(2 * 64 * 0.1**2, rel=1e-4)
+    assert L_adv.item() == pytest.approx(-math.log(1 + 2 * 256 * 0.2**2), rel=1e-4)
+    L_R, L_adv = generator_losses(Fixed(1, size=8), Fixed(0.8), Fixed(1.2), z, 2, distance("L1"))
+    assert L_R.item() == pytest.approx(2 * 64 * 0.1, rel=1e-4)
+    assert L_adv.item() == pytest.approx(-math.log(1 + 2 * 256 * 0.2), rel=1e-4)
+
+
+def test_teachers_output_is_clipped_before_it_is_compared():
+    z = torch.full((1, 3), 0.5)
+    L_R, _ = generator_losses(Fixed(1, size=8), Fixed(1), Fixed(3), z, 2, distance("MSE"))
+    assert L_R.item() == pytest.approx(64 * 0.5**2, rel=1e-4)  # down(1.5) counts as 1
+
+
+@pytest.mark.parametrize("arch", ["vdsr", "edsr"])
+def test_the_adversarial_gradient_is_alive(arch):
+    """L_adv alone, and L_R through the teacher alone, move the generator (they do not where resizing rounds)."""
+    teacher, student = networks(arch)
+    generator = Generator(5, 16, teacher.channels)
+    z = torch.randn(2, 5)
+    weights = list(generator.parameters())
+    _, L_adv = generator_losses(generator, student, teacher, z, 2, distance("MSE"))
+    assert torch.autograd.grad(L_adv, weights)[0].abs().max() > 1e-6
+
+    x_lr = generator(z)
+    output = imresize(teacher(network_input(x_lr, 2, teacher.upscaled_input)), 0.5).clamp(0, 1)
+    through_teacher = distance("MSE")(output, x_lr.detach())
+    assert torch.autograd.grad(through_teacher, weights)[0].abs().max() > 1e-6
+
+
+def test_the_adversarial_gradient_is_right():
+    """Against finite differences, in float64, along one direction of the generator's weights."""
+    teacher, student = (network.double() for network in networks())
+    generator = Generator(5, 8).double()
+    z, weight = torch.randn(2, 5, dtype=torch.float64), generator.tail[0].bias
+    value = lambda: generator_losses(generator, student, teacher, z, 2, distance("MSE"))[1]
+    gradient = torch.autograd.grad(value(), weight)[0].item()
+    with torch.no_grad():
+        weight += 1e-6
+        above = value().item()
+        weight -= 2e-6
+        below = value().item()
+    assert gradient == pytest.approx((above - below) / 2e-6, rel=1e-3)
+
+
+def test_student_step_follows_the_clipped_gradient():
+    teacher, student = networks()
+    x = torch.rand(2, 1, 12, 12)
+    D = distance("MSE")
+    before = [p.detach().clone() for p in student.parameters()]
+    expected = D(student(x), teacher(x))
+    gradients = torch.autograd.grad(expected, list(student.parameters()))
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    assert norm > 0.4
+    loss = student_step(student, teacher, x, torch.optim.SGD(student.parameters(), lr=0.5), D, clip=0.4)
+    assert loss.item() == pytest.approx(expected.item() / x.numel(), rel=1e-5)
+    for p, old, gradient in zip(student.parameters(), before, gradients):
+        torch.testing.assert_close(p, old - 0.5 * 0.4 / norm * gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("reconw, gw", [(1.0, 0.0), (0.0, 1.0), (2.0, 3.0)])
+def test_generator_step_descends_the_weighted_sum(reconw, gw):
+    teacher, student = networks()
+    generator, z = Generator(5, 8), torch.randn(2, 5)
+    student_before = {name: value.clone() for name, value in student.state_dict().items()}
+    value = lambda: sum(w * loss.item() for w, loss in zip(
+        (reconw, gw), generator_losses(generator, student, teacher, z, 2, distance("MSE"))))
+    before = value()
+    optimizer = torch.optim.Adam(generator.parameters(), lr=1e-4)
+    generator_step(generator, student, teacher, z, 2, optimizer, distance("MSE"), reconw, gw)
+    assert value() < before
+    assert all(torch.equal(v, student_before[k]) for k, v in student.state_dict().items())
+    assert all(p.grad is None for p in student.parameters())
+
+
+def test_only_the_generator_that_was_used_steps():
+    teacher, student = networks()
+    generators = Generators(arguments(), (2, 3, 4), teacher)
+    before = {s: g.tail[0].weight.clone() for s, g in generators.networks.items()}
+    generators.step(student, teacher, 3, 0, distance("MSE"), rate=0.01)
+    moved = {s: not torch.equal(g.tail[0].weight, before[s]) for s, g in generators.networks.items()}
+    assert moved == {"2": False, "3": True, "4": False}
+
+
+@pytest.mark.parametrize("scale, size", [(2, 24), (3, 16), (4, 12)])
+def test_sizes_at_the_papers_input_size(scale, size):
+    assert lr_size(48, scale) == size
+    x = network_input(torch.rand(1, 1, size, size), scale, True)
+    assert x.shape == (1, 1, 48, 48) and 0 <= x.min() and x.max() <= 1
+
+
+def test_epoch_alternates_student_and_generator_steps(monkeypatch):
+    teacher, student = networks()
+    args = arguments("--iter=2", "--stu_step=3", "--nEpochs=1")
+    generators = Generators(args, (2,), teacher)
+    calls = []
+    monkeypatch.setattr("distillation.student_step", lambda *a: calls.append("S") or torch.tensor(2.0))
+    generators.step = lambda *a: calls.append("G") or (torch.tensor(3.0), torch.tensor(-4.0))
+    optimizer = torch.optim.SGD(student.parameters(), lr=1)
+    losses = distil_epoch(args, 1, (1, 2), student, teacher, optimizer, generators.draw, generators, (2,))
+    assert "".join(calls) == "SSSGSSSG"
+    assert losses == {"student": 2.0, "L_R": 3.0, "L_adv": -4.0}
+
+
+def test_all_scales_are_drawn_evenly_and_reproducibly():
+    drawn = [choose_scale(1, (2, 3, 4), "student", step) for step in range(3000)]
+    assert all(abs(drawn.count(s) - 1000) < 120 for s in (2, 3, 4))
+    assert drawn == [choose_scale(1, (2, 3, 4), "student", step) for step in range(3000)]
+
+
+def test_stages():
+    args = SimpleNamespace(inc_num=1, inc_step=0, nEpochs=80)
+    assert stages(18, args) == [(1, 81, 18)]
+    args = SimpleNamespace(inc_num=3, inc_step=10, nEpochs=80)
+    assert stages(18, args) == [(1, 11, 6), (11, 21, 12), (21, 81, 18)]
+    assert [blocks for _, _, blocks in stages(18, SimpleNamespace(inc_num=18, inc_step=1, nEpochs=18))] == [*range(1, 19)]
+
+
+def test_learning_rates_fall():
+    step = SimpleNamespace(schedule="step", step=10)
+    assert [decay(step, e, 80) for e in (0, 9.9, 10, 25)] == pytest.approx([1, 1, 0.1, 0.01])
+    cosine = SimpleNamespace(schedule="cosine")
+    assert [decay(cosine, e, 80) for e in (0, 20, 40, 80)] == pytest.approx([1, 0.5 + 0.5**1.5, 0.5, 0], abs=1e-12)
+
+
+def test_noise_source():
+    teacher, _ = networks()
+    draw = noise_source(arguments("--input_size=48"), teacher)
+    x = draw(3, 7)
+    expected = torch.rand(2, 1, 16, 16, generator=random_stream(1, "noise", 7))
+    torch.testing.assert_close(x, imresize(expected, 3).clamp(0, 1))
+    assert torch.equal(x, draw(3, 7)) and not torch.equal(x, draw(3, 8))
+
+
+@pytest.mark.parametrize("arch, shape", [("vdsr", (2, 1, 32, 32)), ("edsr", (2, 3, 16, 16))])
+def test_folder_source_draws_real_lr_images(images, arch, shape):
+    teacher, _ = networks(arch)
+    draw = folder_source(arguments("--data_dir", str(images)), teacher.scales, teacher)
+    x = draw(2, 0)
+    assert x.shape == shape and x.std() > 0.05
+    assert torch.equal(x, draw(2, 0)) and not torch.equal(x, draw(2, 1))
+
+
+def test_generators_draw_by_seed_and_step():
+    teacher, _ = networks()
+    one, same, other = (Generators(arguments(f"--seed={seed}"), (2, 4), teacher) for seed in (1, 1, 2))
+    assert torch.equal(one.draw(2, 3), same.draw(2, 3))
+    assert not torch.equal(one.draw(2, 3), other.draw(2, 3))
+    assert not torch.equal(one.draw(2, 3), one.draw(2, 4))
+    assert one.draw(4, 0).shape == (2, 1, 32, 32) and not one.draw(4, 0).requires_grad
+
+
+def test_the_defaults_are_the_papers_command():
+    papers = ("--stu_step=50 --reconw=1.0 --inc_num=1 --inc_step=0 --input_size=48 --iter=120 --latent=256 "
+              "--lr_G=1e-5 --model_type=half --nEpochs=80 --pretrained=teacher.pth")
+    args = parse_arguments([])
+    assert vars(args) == vars(parse_arguments(papers.split()))
+    expected = dict(batchSize=128, step=10, clip=0.4, momentum=0.9, gw=1.0, ge_type="IN", scale=0, source="generator")
+    assert expected.items() <= vars(args).items()
+    assert parse_arguments(["--wd=0.5", "--tmp_save_dir=a", "--tmp_data_dir=b"]).weight_decay == 0.5
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--input_size=31"], "--input_size 31: too small at x4; the least is 32"),
+    (["--inc_num=9"], "--inc_num 9: does not divide the teacher's 6 body blocks"),
+    (["--inc_num=3"], "--inc_step 0: 3 stages need"),
+    (["--inc_num=3", "--inc_step=40"], "--inc_step 40: 3 stages need"),
+    (["--student=x.pth"], "--student: goes with --test_only"),
+])
+def test_flags_that_do_not_fit_are_named(flags, words):
+    with pytest.raises(InputError, match=words):
+        check(arguments(*flags), VDSR(6, 2), (2, 3, 4))

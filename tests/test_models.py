@@ -1,0 +1,197 @@
+"""Networks, their growth, and reading checkpoints."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models import EDSR, VDSR, Generator, build_model, half_width
+from models.load import load_model
+from utils import InputError, save_model
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def tiny(arch):
+    torch.manual_seed(1)
+    if arch == "vdsr":
+        return VDSR(n_resblocks=2, n_feats=6)
+    return EDSR(n_resblocks=2, n_feats=6, scale=2)
+
+
+def test_parameter_counts_are_the_published_ones():
+    assert count(VDSR()) == 664_704
+    assert count(build_model(half_width(VDSR().config))) == 18 * 32 * 32 * 9 + 2 * 32 * 9 == 166_464
+    assert count(EDSR(16, 64, scale=2)) == 1_369_859
+    assert count(build_model(half_width(EDSR(16, 64).config))) == 343_939
+    assert count(EDSR(1, 8, scale=4)) - count(EDSR(1, 8, scale=2)) == 8 * 32 * 9 + 32  # a second upsampler
+
+
+def test_vdsr_adds_the_network_to_its_input():
+    model = VDSR(n_resblocks=1, n_feats=1)
+    for conv, weight in ((model.head, 2.0), (model.body[0], -3.0), (model.tail, 5.0)):
+        torch.nn.init.zeros_(conv.weight)
+        conv.weight.data[0, 0, 1, 1] = weight
+    x = torch.tensor([[[[0.5, -0.25]]]])
+    # head 1, 0 after ReLU; body -3, 0 -> 0 after ReLU; nothing is added
+    assert torch.equal(model(x), x)
+    model.body[0].weight.data[0, 0, 1, 1] = 3.0  # head 1; body 3; tail 15
+    assert torch.equal(model(x), torch.tensor([[[[15.5, -0.25]]]]))
+
+
+def test_vdsr_initial_weights():
+    torch.manual_seed(0)
+    model = VDSR()
+    assert model.body[3].weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
+    assert model.head.weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.1)
+    assert all("bias" not in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_edsr_upscales_and_shifts_by_the_mean(scale):
+    model = EDSR(n_resblocks=1, n_feats=4, scale=scale)
+    assert model(torch.rand(2, 3, 5, 7)).shape == (2, 3, 5 * scale, 7 * scale)
+    for parameter in model.tail.parameters():
+        torch.nn.init.zeros_(parameter)
+    mean = torch.tensor([0.4488, 0.4371, 0.4040])
+    torch.testing.assert_close(model(torch.rand(1, 3, 2, 2))[0, :, 0, 0], mean)
+
+
+def test_edsr_residual_scale():
+    torch.manual_seed(0)
+    model = EDSR(n_resblocks=1, n_feats=4, res_scale=0.1)
+    x = torch.rand(1, 4, 6, 6)
+    conv1, _, conv2 = model.body[0].body
+    torch.testing.assert_close(model.body[0](x), x + 0.1 * conv2(F.relu(conv1(x))))
+
+
+@pytest.mark.parametrize("arch", ["vdsr", "edsr"])
+@pytest.mark.parametrize("init", ["random", "identity"])
+def test_growth_keeps_what_is_trained(arch, init):
+    model = tiny(arch)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = torch.rand(1, model.channels, 9, 8)
+    old = model(x)
+    model.grow(5, init)
+    assert model.config["n_resblocks"] == 5
+    after = model.state_dict()
+    moved = {"body.2.weight": "body.5.weight", "body.2.bias": "body.5.bias"} if arch == "edsr" else {}
+    for name, value in before.items():
+        assert torch.equal(after[moved.get(name, name)], value)
+    if init == "identity":
+        torch.testing.assert_close(model(x), old)
+    else:
+        assert (model(x) - old).abs().max() > 1e-3
+    model(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("ge_type, norm", [("IN", torch.nn.InstanceNorm2d), ("BN", torch.nn.BatchNorm2d)])
+def test_generator(ge_type, norm):
+    torch.manual_seed(0)
+    generator = Generator(latent=10, size=12, channels=3, ge_type=ge_type)
+    images = generator(torch.randn(4, 10))
+    assert images.shape == (4, 3, 12, 12)
+    assert 0 <= images.min() and images.max() <= 1 and images.std() > 0.1
+    assert generator.head.weight.shape == (128 * 9, 10)
+    norms = [module for module in generator.modules() if isinstance(module, norm)]
+    assert [(m.num_features, m.eps, m.affine) for m in norms] == [(128, 1e-5, True), (128, 0.8, True), (64, 0.8, True)]
+
+
+@pytest.mark.parametrize("arch", ["vdsr", "edsr"])
+def test_checkpoint_round_trip(tmp_path, arch):
+    model = tiny(arch)
+    save_model(model, tmp_path / "m.pth")
+    loaded = load_model(tmp_path / "m.pth")
+    assert loaded.config == model.config and not loaded.training
+    x = torch.rand(1, model.channels, 6, 6)
+    assert torch.equal(loaded(x), model(x))
+
+
+def foreign(style):
+    """(our model, the same weights as another project would store them)."""
+    if style == "edsr_pytorch":
+        model = tiny("edsr")
+        weights = dict(model.state_dict())
+        for name in ("sub_mean", "add_mean"):
+            weights[name + ".weight"], weights[name + ".bias"] = torch.eye(3).reshape(3, 3, 1, 1), torch.zeros(3)
+        return model, weights
+    model = tiny("vdsr")
+    weights = model.state_dict()
+    if style == "pytorch_vdsr":
+        names = {"head.weight": "input.weight", "tail.weight": "output.weight",
+                 "body.0.weight": "residual_layer.0.conv.weight", "body.1.weight": "residual_layer.1.conv.weight"}
+        return model, {names[name]: value for name, value in weights.items()}
+    if style == "module":
+        return model, {"module." + name: value for name, value in weights.items()}
+    if style == "half":
+        model.half().float()
+        return model, {name: value.half() for name, value in model.state_dict().items()}
+    return model, {"bare": weights, "state_dict": {"state_dict": weights}, "params": {"params": weights}}[style]
+
+
+@pytest.mark.parametrize("style", ["bare", "state_dict", "params", "module", "half", "pytorch_vdsr", "edsr_pytorch"])
+def test_checkpoints_of_others(tmp_path, style):
+    model, content = foreign(style)
+    torch.save(content, tmp_path / "m.pth")
+    loaded = load_model(tmp_path / "m.pth")
+    assert loaded.config == model.config
+    x = torch.rand(1, model.channels, 6, 6)
+    torch.testing.assert_close(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_scale_is_read_off_the_upsampler(tmp_path, scale):
+    torch.save(EDSR(n_resblocks=1, n_feats=4, scale=scale).state_dict(), tmp_path / "m.pth")
+    assert load_model(tmp_path / "m.pth").scales == (scale,)
+
+
+def broken(kind):
+    weights = dict(tiny("vdsr").state_dict())
+    if kind == "missing":
+        del weights["body.0.weight"]
+    elif kind == "shape":
+        weights["tail.weight"] = torch.zeros(1, 7, 3, 3)
+    elif kind == "unexpected":
+        weights["extra.bias"] = torch.zeros(2)
+    elif kind == "foreign":
+        return {"conv1.weight": torch.zeros(2)}
+    elif kind == "empty":
+        return {"epoch": 3}
+    elif kind == "tensor":
+        return torch.zeros(3)
+    elif kind == "module":
+        return tiny("vdsr")
+    elif kind == "config":
+        return {"config": {"arch": "srcnn"}, "state_dict": weights}
+    return weights
+
+
+@pytest.mark.parametrize("kind, words", [
+    ("missing", "'body.0.weight' is missing"),
+    ("shape", "'tail.weight' is (1, 7, 3, 3), expected (1, 6, 3, 3)"),
+    ("unexpected", "'extra.bias' is unexpected"),
+    ("foreign", "begins with the tensor 'conv1.weight'; names known are"),
+    ("empty", "holds no weights"),
+    ("tensor", "holds a Tensor, not a state dict"),
+    ("module", "not a file of plain tensors"),
+    ("config", "'srcnn'"),
+])
+def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, kind, words):
+    path = tmp_path / "m.pth"
+    torch.save(broken(kind), path)
+    with pytest.raises(InputError) as error:
+        load_model(path)
+    message = str(error.value)
+    assert message.startswith(str(path)) and words in message and "\n" not in message
+
+
+def test_a_missing_or_truncated_checkpoint_is_named(tmp_path):
+    with pytest.raises(InputError, match="m.pth: no such checkpoint file"):
+        load_model(tmp_path / "m.pth")
+    save_model(tiny("vdsr"), tmp_path / "m.pth")
+    whole = (tmp_path / "m.pth").read_bytes()
+    (tmp_path / "m.pth").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="m.pth: cannot be read as a checkpoint"):
+        load_model(tmp_path / "m.pth")

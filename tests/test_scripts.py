@@ -1,0 +1,179 @@
+"""The two scripts as a user runs them, in an empty folder, on tiny settings."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import distillation
+import train_teacher
+from models.load import load_model
+from utils import RunFolder
+
+TINY = ("--batchSize=2", "--iter=2", "--device=cpu", "--threads=2")
+
+
+def teacher_flags(images):
+    return (*TINY, "--data_dir", images, "--n_resblocks=2", "--n_feats=4", "--patch_size=24", "--nEpochs=2",
+            "--data_test=Set5")
+
+
+def student_flags(images, teacher):
+    return (*TINY, "--data_dir", images, "--pretrained", teacher, "--input_size=32", "--latent=4", "--stu_step=2",
+            "--nEpochs=2", "--data_test=Set5")
+
+
+def read(folder):
+    """(results, list of metrics) that a run left."""
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return json.loads((folder / "results.json").read_text()), metrics
+
+
+def weights_equal(a, b):
+    a, b = load_model(a).state_dict(), load_model(b).state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def assert_refused(process, *words):
+    """Exit code 2, one line on stderr that holds all `words`, no traceback."""
+    assert process.returncode == 2, process.stderr
+    lines = process.stderr.strip().splitlines()
+    assert len([line for line in lines if "error:" in line]) == 1 and "Traceback" not in process.stderr
+    assert all(word in lines[-1] for word in words), lines[-1]
+
+
+def test_the_papers_two_commands_one_after_the_other(run_process, images, tmp_path):
+    """As printed in the paper's repository, with lengths and sizes cut by flags added behind."""
+    first = run_process("train_teacher.py", "--model_type=origin", *teacher_flags(images))
+    assert first.returncode == 0, first.stderr
+    papers = ("--stu_step=50 --reconw=1.0 --inc_num=1 --inc_step=0 --input_size=48 --iter=120 --latent=256 "
+              "--lr_G=1e-5 --model_type=half --nEpochs=80 --pretrained=teacher.pth").split()
+    second = run_process("distillation.py", *papers, *TINY, "--stu_step=2", "--nEpochs=2", "--data_dir", images)
+    assert second.returncode == 0, second.stderr
+
+    results, metrics = read(tmp_path / "runs/train_teacher")
+    assert set(results["results"]["Set5"]["3"]) == {"bicubic", "teacher"}
+    assert [m["epoch"] for m in metrics] == [1, 2] and metrics[0]["loss"] > 0
+    assert load_model(tmp_path / "teacher.pth").config == {"arch": "vdsr", "n_resblocks": 2, "n_feats": 4}
+    assert weights_equal(tmp_path / "teacher.pth", tmp_path / "runs/train_teacher/model_last.pth")
+
+    folder = tmp_path / "runs/distillation"
+    results, metrics = read(folder)
+    assert {"results", "seconds", "student_steps", "device", "git", "args"} == set(results)
+    assert results["student_steps"] == 2 * 2 * 2 and results["args"]["latent"] == 256
+    assert set(results["results"]["Set5"]["2"]) == {"bicubic", "teacher", "student"}
+    assert set(results["results"]["Set5"]["2"]["student"]) == {"psnr", "ssim"}
+    assert {"epoch", "student", "L_R", "L_adv", "psnr", "seconds"} == set(metrics[1])
+    for name in ("config.json", "log.txt", "checkpoint.pth", "model_best.pth", "model_last.pth"):
+        assert (folder / name).stat().st_size > 0
+    assert load_model(tmp_path / "student.pth").config == {"arch": "vdsr", "n_resblocks": 2, "n_feats": 2}
+    assert weights_equal(tmp_path / "student.pth", folder / "model_last.pth")
+    assert Image.open(folder / "samples.png").width > 400 and Image.open(folder / "comparison.png").width > 500
+    assert "37.59/0.9597" in second.stdout and "student" in second.stdout
+
+
+def test_test_only_scores_and_writes_no_weights(run, images, tiny_teacher, tmp_path):
+    process = run(distillation, "--test_only", "--pretrained", tiny_teacher, "--student", tiny_teacher,
+                  "--data_dir", images, "--data_test=Set5", "--scale=2")
+    assert process.returncode == 0, process.stderr
+    results = json.loads((tmp_path / "runs/distillation_test/results.json").read_text())
+    row = results["results"]["Set5"]["2"]
+    assert row["teacher"] == row["student"] != row["bicubic"] and results["student_steps"] == 0
+    assert not list(tmp_path.glob("**/*.pth"))
+
+    alone = run(train_teacher, "--test_only", "--pretrained", tiny_teacher, "--data_dir", images, "--scale=2")
+    assert alone.returncode == 0, alone.stderr
+    results = json.loads((tmp_path / "runs/train_teacher_test/results.json").read_text())
+    assert results["results"]["Set5"]["2"]["teacher"] == row["teacher"]
+
+
+@pytest.mark.parametrize("source", ["generator", "noise", "folder"])
+def test_same_seed_same_student(run, images, tiny_teacher, tmp_path, source):
+    flags = (*student_flags(images, tiny_teacher), "--nEpochs=1", f"--source={source}", "--scale=2")
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        process = run(distillation, *flags, f"--seed={seed}", f"--save_dir={name}", f"--output={name}.pth")
+        assert process.returncode == 0, process.stderr
+    assert weights_equal(tmp_path / "a.pth", tmp_path / "b.pth")
+    assert not weights_equal(tmp_path / "a.pth", tmp_path / "c.pth")
+    assert ("L_adv" in read(tmp_path / "a")[1][0]) == (source == "generator")
+
+
+@pytest.mark.parametrize("script", [train_teacher, distillation], ids=["train_teacher", "distillation"])
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_resuming_after_an_epoch_equals_not_stopping(run, monkeypatch, tmp_path, images, tiny_teacher, script, stop):
+    """Stages begin at epochs 1 and 3: the stop falls within the first, between the two, within the second."""
+    flags = teacher_flags(images)
+    if script is distillation:
+        flags = (*student_flags(images, tiny_teacher), "--inc_num=2", "--inc_step=2")
+
+    def run_here(name, *more):
+        return run(script, *flags, "--nEpochs=4", "--optimizer=adam", "--schedule=cosine", "--scale=2",
+                   f"--save_dir={name}", f"--output={name}.pth", *more)
+
+    run_here("whole")
+    end_epoch = RunFolder.end_epoch
+
+    def stopping(self, epoch, *rest):
+        end_epoch(self, epoch, *rest)
+        if epoch == stop:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunFolder, "end_epoch", stopping)
+        run_here("part")
+    assert run_here("part", "--resume=part/checkpoint.pth").returncode == 0
+    assert weights_equal("whole.pth", "part.pth")
+    assert weights_equal("whole/model_best.pth", "part/model_best.pth")
+    whole, part = read(tmp_path / "whole")[1], read(tmp_path / "part")[1]
+    assert [m["psnr"] for m in whole] == [m["psnr"] for m in part] and len(whole) == 4
+
+
+def test_unknown_flags_and_missing_files_are_refused(run, run_process, images, tiny_teacher, tmp_path):
+    assert_refused(run_process("distillation.py", "--align"), "unrecognized arguments: --align")
+    assert_refused(run(distillation, "--inc_num=5"), "--inc_num", "invalid choice: 5")
+    assert_refused(run(distillation), "teacher.pth", "train_teacher.py")
+    assert_refused(run(distillation, "--test_only", "--pretrained", tiny_teacher), "--student")
+    assert_refused(run(distillation, "--pretrained", tiny_teacher, "--data_test=Set14"), "datasets", "Set14/HR")
+    assert_refused(run_process("train_teacher.py"), "datasets/train291")
+    assert_refused(run(train_teacher, "--device=tpu"), "--device tpu")
+    assert_refused(run(train_teacher, "--arch=edsr", "--data_dir", images), "--scale 0", "--scale 2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unreadable_image_is_refused_before_training(run, images, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "broken.png").write_bytes(b"not an image")
+    assert_refused(run(train_teacher, "--data_dir", folder), "photos/broken.png", "cannot be read")
+    assert [p.name for p in tmp_path.iterdir()] == ["photos"]
+
+
+@pytest.mark.parametrize("grow_init", ["random", "identity"])
+def test_edsr_trains_and_is_distilled(run, images, tmp_path, grow_init):
+    first = run(train_teacher, "--arch=edsr", "--scale=2", *teacher_flags(images))
+    assert first.returncode == 0, first.stderr
+    second = run(distillation, *student_flags(images, "teacher.pth"), "--inc_num=2", "--inc_step=1",
+                 f"--grow_init={grow_init}")
+    assert second.returncode == 0, second.stderr
+    assert load_model(tmp_path / "student.pth").config == {
+        "arch": "edsr", "n_resblocks": 2, "n_feats": 2, "scale": 2, "res_scale": 1.0}
+    results, metrics = read(tmp_path / "runs/distillation")
+    assert list(results["results"]["Set5"]) == ["2"] and results["args"]["loss_type"] == "L1"
+    assert "paper" not in second.stdout
+
+
+def test_without_data_the_bundled_photographs_serve(run, tiny_teacher, tmp_path):
+    process = run(distillation, *student_flags("nowhere", tiny_teacher)[:-1], "--nEpochs=1", "--scale=2")
+    assert process.returncode == 0, process.stderr
+    results, _ = read(tmp_path / "runs/distillation")
+    assert list(results["results"]) == ["skimage"]
+
+
+def test_demo(run, tmp_path):
+    process = run(distillation, "--demo", "--nEpochs=1", "--iter=1", "--stu_step=2")
+    assert process.returncode == 0, process.stderr
+    results, _ = read(tmp_path / "runs/demo")
+    for scale, row in results["results"]["skimage"].items():
+        assert row["teacher"]["psnr"] > row["bicubic"]["psnr"] + 0.5
+    assert (tmp_path / "runs/demo/student.pth").is_file() and (tmp_path / "runs/demo/comparison.png").is_file()
