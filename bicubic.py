@@ -88,7 +88,7 @@ def _plan(image, scale, size):
         return tuple((math.ceil(scale * n), float(scale)) for n in lengths)
     if len(size) != 2 or any(n < 1 or n != int(n) for n in size):
         raise ValueError(f"imresize: size must be two positive integers (rows, columns), not {size}")
-    return tuple((int(m), m / n) for m, n in zip(size, lengths))
+    return tuple((int(m), int(m) / n) for m, n in zip(size, lengths))
 
 
 def imresize(image, scale=None, size=None, padding="replicate", antialias=True):

@@ -12,10 +12,10 @@ generators learn to draw images that the teacher reconstructs and on which the s
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 from tqdm import trange
 
 from bicubic import imresize
@@ -24,8 +24,10 @@ from data.sources import folder_source, lr_size, network_input, noise_source
 from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
 from models import Generator, build_model, half_width
 from models.load import load_model
-from utils import (InputError, RunFolder, add_shared_flags, decay, distance, make_optimizer, random_stream,
-                   run_script, save_model, seed_everything, set_learning_rate, settle_shared_flags, stream_seed)
+from options import (add_shared_flags, decay, descend, distance, make_optimizer, set_learning_rate,
+                     settle_shared_flags)
+from run import Run
+from utils import InputError, random_stream, run_script, save_model, seed_everything, stream_seed
 
 # --demo: a small teacher (how it was trained is in the README) and settings for minutes on a CPU.
 DEMO = dict(
@@ -70,10 +72,7 @@ def student_step(student, teacher, x, optimizer, D, clip):
     with torch.no_grad():
         target = teacher(x)
     loss = D(student(x), target)
-    optimizer.zero_grad()
-    loss.backward()
-    clip_grad_norm_(student.parameters(), clip)
-    optimizer.step()
+    descend(loss, optimizer, clip, "D(S(x), T(x))")
     return loss.detach() / target.numel()
 
 
@@ -95,9 +94,7 @@ def generator_step(generator, student, teacher, z, scale, optimizer, D, reconw, 
     """Generator phase: one step on reconw * L_R + gw * L_adv. Returns both terms."""
     reconstruction, adversarial = generator_losses(generator, student, teacher, z, scale, D)
     loss = reconw * reconstruction + gw * adversarial
-    optimizer.zero_grad()
-    loss.backward(inputs=list(generator.parameters()))
-    optimizer.step()
+    descend(loss, optimizer, math.inf, "the generator's loss")
     return reconstruction.detach(), adversarial.detach()
 
 
@@ -146,36 +143,37 @@ def stages(depth, args):
     return list(zip(begins, begins[1:] + [args.nEpochs + 1], blocks))
 
 
-def distil_epoch(args, epoch, stage, student, teacher, optimizer, draw, generators, scales):
-    """One epoch: --iter rounds of --stu_step student steps and one generator step. Returns mean losses.
+def distil_epoch(args, run, stage, student, teacher, optimizer, draw, generators, scales):
+    """What is left of the run's epoch: --iter rounds of --stu_step student steps and one generator step.
 
     stage: (first epoch, epoch after the last), within which the student's schedule runs.
     """
     D = distance(args.loss_type)
     begin, end = stage
-    sums = torch.zeros(3, device=args.device)
-    progress = trange(args.iter, desc=f"epoch {epoch}/{args.nEpochs}", unit="round", leave=False)
+    progress = trange(run.round, args.iter, desc=f"epoch {run.epoch}/{args.nEpochs}", unit="round", leave=False)
     for i in progress:
-        epochs_done = epoch - 1 + i / args.iter
-        number = (epoch - 1) * args.iter + i
+        number = (run.epoch - 1) * args.iter + i
+        epochs_done = run.epoch - 1 + i / args.iter
 
         # Student phase
         set_learning_rate(optimizer, args.lr * decay(args, epochs_done - (begin - 1), end - begin))
-        for step in range(number * args.stu_step, (number + 1) * args.stu_step):
+        for k in range(run.step, args.stu_step):
+            step = number * args.stu_step + k
             scale = choose_scale(args.seed, scales, "student", step)
             x = draw(scale, step)
-            sums[0] += student_step(student, teacher, x, optimizer, D, args.clip) / args.stu_step
+            run.sums[0] += student_step(student, teacher, x, optimizer, D, args.clip) / args.stu_step
+            run.done(i, k + 1)
 
         # Generator phase
         if generators:
             scale = choose_scale(args.seed, scales, "generator", number)
             rate = args.lr_G * decay(args, epochs_done, args.nEpochs)
             L_R, L_adv = generators.step(student, teacher, scale, number, D, rate)
-            sums[1:] += torch.stack((L_R, L_adv))
+            run.sums[1:] += torch.stack((L_R, L_adv))
 
+        run.done(i + 1)
         if i % 10 == 0:
-            progress.set_postfix(means(sums, i + 1, generators))
-    return means(sums, args.iter, generators)
+            progress.set_postfix(run.means(i + 1))
 
 
 def choose_scale(seed, scales, phase, number):
@@ -183,54 +181,51 @@ def choose_scale(seed, scales, phase, number):
     return scales[stream_seed(seed, phase, "scale", number) % len(scales)]
 
 
-def means(sums, rounds, generators):
-    """Mean losses a round, by name; those of the generators only where there are any."""
-    names = ("student", "L_R", "L_adv") if generators else ("student",)
-    return dict(zip(names, (sums / rounds).tolist()))
-
-
 # ---- the run ---------------------------------------------------------------------------------------
 
 
-def distil(args, folder, teacher, scales, validation):
-    """Distil to --nEpochs, saving after each epoch. Returns the student."""
-    generators = Generators(args, scales, teacher) if args.source == "generator" else None
-    draw = generators.draw if generators else other_source(args, scales, teacher)
-    full = half_width(teacher.config) if args.model_type == "half" else teacher.config
-    first, state, student = args.start_epoch, None, None
-    if args.resume:
-        state = folder.resume(args.resume)
-        first = state["epoch"] + 1
-        student = build_model(state["config"]).to(args.device)
-        student.load_state_dict(state["model"])
-        if generators:
-            generators.load_state_dict(state["generators"])
-
-    for number, (begin, end, blocks) in enumerate(stages(full["n_resblocks"], args)):
-        if end <= first:
-            continue
-        seed_everything(args.seed, "student", number)
-        if student is None:
-            student = build_model({**full, "n_resblocks": blocks}).to(args.device)
-        else:
-            student.grow(blocks, args.grow_init)
-        optimizer = make_optimizer(args, student.parameters())
-        if state and begin < first:
-            optimizer.load_state_dict(state["optimizer"])
-        for epoch in range(max(begin, first), end):
-            losses = distil_epoch(args, epoch, (begin, end), student, teacher, optimizer, draw, generators, scales)
-            save_epoch_samples(folder / f"samples/epoch_{epoch:04d}.png", [draw(s, "sample") for s in scales])
-            folder.end_epoch(epoch, student, losses, validation.psnr(student), {
-                "optimizer": optimizer.state_dict(),
-                "generators": generators.state_dict() if generators else None,
-            })
-    return student
-
-
-def other_source(args, scales, teacher):
+def make_source(args, scales, teacher):
+    """(draw, generators): the student's inputs draw(scale, step), and what draws them where that learns."""
+    if args.source == "generator":
+        generators = Generators(args, scales, teacher)
+        return generators.draw, generators
     if args.source == "noise":
-        return noise_source(args, teacher)
-    return folder_source(args, scales, teacher)
+        return noise_source(args, teacher), None
+    return folder_source(args, scales, teacher), None
+
+
+def distil(args, run, teacher, scales, draw, generators, validation):
+    """Distil to --nEpochs, saving after each epoch. Returns the student."""
+    full = half_width(teacher.config) if args.model_type == "half" else teacher.config
+    student, optimizer = None, None
+    if run.state:
+        student = build_model(run.state["config"]).to(args.device)
+        student.load_state_dict(run.state["model"])
+        if generators:
+            generators.load_state_dict(run.state["generators"])
+    run.snapshot = lambda: {"config": student.config, "model": student.state_dict(),
+                            "optimizer": optimizer.state_dict(),
+                            "generators": generators.state_dict() if generators else None}
+
+    with run:
+        for number, (begin, end, blocks) in enumerate(stages(full["n_resblocks"], args)):
+            if end <= run.epoch:
+                continue
+            seed_everything(args.seed, "student", number)
+            if student is None:
+                student = build_model({**full, "n_resblocks": blocks}).to(args.device)
+            else:
+                student.grow(blocks, args.grow_init)
+            optimizer = make_optimizer(args, student.parameters())
+            if run.state and (run.state["epoch"], run.state["round"], run.state["step"]) > (begin, 0, 0):
+                optimizer.load_state_dict(run.state["optimizer"])
+            while run.epoch < end:
+                distil_epoch(args, run, (begin, end), student, teacher, optimizer, draw, generators, scales)
+                with run.resting():
+                    psnr = validation.psnr(student)
+                save_epoch_samples(run / f"samples/epoch_{run.epoch:04d}.png", [draw(s, "sample") for s in scales])
+                run.end_epoch(student, psnr)
+    return student
 
 
 def check(args, teacher, scales):
@@ -271,19 +266,21 @@ def main(args):
     args.loss_type = args.loss_type or ("MSE" if teacher.upscaled_input else "L1")
     check(args, teacher, scales)
     benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device)
-    folder = RunFolder(args)
     if student is None:
         validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
-        student = distil(args, folder, teacher, scales, validation)
+        draw, generators = make_source(args, scales, teacher)
+    run = Run(args, ["student", "L_R", "L_adv"] if args.source == "generator" else ["student"])
+    if student is None:
+        student = distil(args, run, teacher, scales, draw, generators, validation)
         save_model(student, args.output)
-        save_sample_sheet(folder / "samples", folder / "samples.png")
+        save_sample_sheet(run / "samples", run / "samples.png")
     networks = {"teacher": teacher, "student": student}
     results = benchmarks.scores(networks, bicubic=True)
     epochs = 0 if args.test_only else args.nEpochs - args.start_epoch + 1
-    folder.save_results(results, args, student_steps=epochs * args.iter * args.stu_step)
-    save_comparison(folder / "comparison.png", *benchmarks.example(networks))
-    folder.say(format_table(results, paper_scores(teacher)))
-    folder.say(f"student: {args.student or args.output}; pictures and results: {folder.path}")
+    run.save_results(results, student_steps=epochs * args.iter * args.stu_step)
+    save_comparison(run / "comparison.png", *benchmarks.example(networks))
+    run.say(format_table(results, paper_scores(teacher)))
+    run.say(f"student: {args.student or args.output}; pictures and results: {run.path}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ and scores on the pictures that scikit-image ships.
 
 import argparse
 
-from torch.nn.utils import clip_grad_norm_
 from tqdm import trange
 
 from data.benchmark import Benchmarks, choose_sets, choose_validation, format_table, paper_scores
@@ -20,8 +19,10 @@ from data.images import find_training_images
 from data.patches import TrainingPatches
 from models import build_model, half_width
 from models.load import load_model
-from utils import (InputError, RunFolder, add_shared_flags, decay, distance, make_optimizer, run_script,
-                   save_model, seed_everything, set_learning_rate, settle_shared_flags)
+from options import (add_shared_flags, decay, descend, distance, make_optimizer, set_learning_rate,
+                     settle_shared_flags)
+from run import Run
+from utils import InputError, run_script, save_model, seed_everything
 
 
 def parse_arguments(argv=None):
@@ -40,46 +41,34 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
-def train_step(model, optimizer, inputs, hr, distance_, clip):
-    """One step on inputs and HR patches; returns D(model(inputs), HR), detached."""
-    loss = distance_(model(inputs), hr)
-    optimizer.zero_grad()
-    loss.backward()
-    clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
-    return loss.detach()
-
-
-def train_epoch(args, epoch, model, optimizer, patches):
-    """One epoch of --iter steps; returns the mean loss a pixel."""
+def train_epoch(args, run, model, optimizer, patches):
+    """What is left of the run's epoch, --iter steps of D(model(input), HR)."""
     D = distance(args.loss_type)
-    model.train()
-    total = 0
-    progress = trange(args.iter, desc=f"epoch {epoch}/{args.nEpochs}", unit="step", leave=False)
+    progress = trange(run.round, args.iter, desc=f"epoch {run.epoch}/{args.nEpochs}", unit="step", leave=False)
     for i in progress:
-        done = epoch - 1 + i / args.iter
-        set_learning_rate(optimizer, args.lr * decay(args, done, args.nEpochs))
-        inputs, hr = patches.batch((epoch - 1) * args.iter + i, args.batchSize)
-        total += train_step(model, optimizer, inputs, hr, D, args.clip) / hr.numel()
+        set_learning_rate(optimizer, args.lr * decay(args, run.epoch - 1 + i / args.iter, args.nEpochs))
+        inputs, hr = patches.batch((run.epoch - 1) * args.iter + i, args.batchSize)
+        loss = D(model(inputs), hr)
+        descend(loss, optimizer, args.clip, "the loss")
+        run.sums += loss.detach() / hr.numel()
         if i % 50 == 0:
-            progress.set_postfix(loss=f"{total.item() / (i + 1):.2e}")
-    model.eval()
-    return total.item() / args.iter
+            progress.set_postfix(run.means(i + 1))
+        run.done(i + 1)
 
 
-def train(args, folder, model, patches, validation):
+def train(args, run, model, patches, validation):
     """Train to --nEpochs, saving after each epoch."""
     optimizer = make_optimizer(args, model.parameters())
-    first = args.start_epoch
-    if args.resume:
-        state = folder.resume(args.resume)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["epoch"] + 1
-    for epoch in range(first, args.nEpochs + 1):
-        loss = train_epoch(args, epoch, model, optimizer, patches)
-        psnr = validation.psnr(model)
-        folder.end_epoch(epoch, model, {"loss": loss}, psnr, {"optimizer": optimizer.state_dict()})
+    if run.state:
+        model.load_state_dict(run.state["model"])
+        optimizer.load_state_dict(run.state["optimizer"])
+    run.snapshot = lambda: {"config": model.config, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    with run:
+        while run.epoch <= args.nEpochs:
+            train_epoch(args, run, model, optimizer, patches)
+            with run.resting():
+                psnr = validation.psnr(model)
+            run.end_epoch(model, psnr)
 
 
 def make_model(args):
@@ -109,14 +98,14 @@ def main(args):
         validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
         patches = TrainingPatches(find_training_images(args.data_dir), scales, args.patch_size, args.seed,
                                   args.device, model.channels, model.upscaled_input)
-    folder = RunFolder(args)
+    run = Run(args, ["loss"])
     if not args.test_only:
-        train(args, folder, model, patches, validation)
+        train(args, run, model, patches, validation)
         save_model(model, args.output)
-        folder.say(f"the trained network is {args.output}")
+        run.say(f"the trained network is {args.output}")
     results = benchmarks.scores({"teacher": model}, bicubic=True)
-    folder.save_results(results, args)
-    folder.say(format_table(results, paper_scores(model)))
+    run.save_results(results)
+    run.say(format_table(results, paper_scores(model)))
 
 
 if __name__ == "__main__":

@@ -6,17 +6,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch.nn.functional import avg_pool2d, interpolate
+from torchvision.utils import make_grid
 
 from utils import write_atomically
 
-_GAP = 6
+_GAP = 4  # pixels between pictures
+_SAMPLE = 2  # enlargement of a drawn image
 _TEXT = 18  # height of a line of text
 
 
 def _save(image, path):
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+    write_atomically(path, buffer.getvalue())
 
 
 def _to_image(pixels):
@@ -32,38 +35,34 @@ def _label(canvas, position, text):
 
 
 def save_epoch_samples(path, batches, each=4):
-    """A strip of the first `each` images of every batch (B, C, H, W) in [0, 1]."""
-    images = [_to_image(255 * x.cpu().numpy()) for batch in batches for x in batch[:each]]
-    images = [image.resize((48, 48), Image.NEAREST) if image.size != (48, 48) else image for image in images]
-    strip = Image.new("RGB", ((48 + _GAP) * len(images) - _GAP, 48), "white")
-    for i, image in enumerate(images):
-        strip.paste(image, (i * (48 + _GAP), 0))
-    _save(strip, path)
+    """A strip of the first `each` images of every batch (B, C, H, W) in [0, 1], enlarged to one size."""
+    side = _SAMPLE * max(batch.shape[-1] for batch in batches)
+    images = torch.cat([interpolate(batch[:each].float(), side, mode="nearest") for batch in batches])
+    grid = make_grid(images, nrow=len(images), padding=_GAP, pad_value=1)
+    _save(_to_image(255 * grid.cpu().numpy()), path)
 
 
 def save_sample_sheet(folder, path, most=10):
-    """One sheet of the strips in `folder`, at most `most` of them from the first epoch to the last."""
+    """One sheet of the strips in `folder`, at most `most` of them, evenly from the first epoch to the last."""
     files = sorted(Path(folder).glob("epoch_*.png"))
     files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, most).round().astype(int))]
     strips = [Image.open(file) for file in files]
-    margin = 90
-    sheet = Image.new("RGB", (margin + max(s.width for s in strips) + _GAP,
-                              (strips[0].height + _GAP) * len(strips) + _GAP), "white")
+    margin, height = 80, strips[0].height
+    sheet = Image.new("RGB", (margin + strips[0].width, height * len(strips)), "white")
     for i, (file, strip) in enumerate(zip(files, strips)):
-        top = _GAP + i * (strip.height + _GAP)
-        sheet.paste(strip, (margin, top))
-        _label(sheet, (margin // 2, top + strip.height // 2), f"epoch {int(file.stem.split('_')[1])}")
+        sheet.paste(strip, (margin, i * height))
+        _label(sheet, (margin // 2, i * height + height // 2), f"epoch {int(file.stem.split('_')[1])}")
     _save(sheet, path)
 
 
 def _busiest(error, size):
     """Top left of the size x size window with the largest sum of `error` (H, W)."""
-    windows = torch.nn.functional.avg_pool2d(torch.from_numpy(error)[None, None], size, stride=4)[0, 0]
+    windows = avg_pool2d(torch.from_numpy(error)[None, None], size, stride=4)[0, 0]
     row, column = divmod(windows.argmax().item(), windows.shape[1])
     return 4 * row, 4 * column
 
 
-def save_comparison(path, outputs, scale, name, size=64, zoom=3):
+def save_comparison(path, outputs, scale, name, size=64, zoom=4):
     """Crops side by side, with PSNR of the whole image under each.
 
     outputs: {label: (luma (H, W) in 0..255, its PSNR or None)}; "HR" first, "bicubic" among them: the crop

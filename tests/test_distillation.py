@@ -12,7 +12,9 @@ from data.sources import folder_source, lr_size, network_input, noise_source
 from distillation import (Generators, check, choose_scale, distil_epoch, generator_losses, generator_step,
                           parse_arguments, stages, student_step)
 from models import EDSR, VDSR, Generator, build_model, half_width
-from utils import InputError, decay, distance, random_stream
+from options import decay, distance
+from run import Run
+from utils import InputError, random_stream
 
 
 def networks(arch="vdsr", seed=0):
@@ -145,17 +147,18 @@ def test_sizes_at_the_papers_input_size(scale, size):
     assert x.shape == (1, 1, 48, 48) and 0 <= x.min() and x.max() <= 1
 
 
-def test_epoch_alternates_student_and_generator_steps(monkeypatch):
+def test_epoch_alternates_student_and_generator_steps(monkeypatch, tmp_path):
     teacher, student = networks()
-    args = arguments("--iter=2", "--stu_step=3", "--nEpochs=1")
+    args = arguments("--iter=2", "--stu_step=3", "--nEpochs=1", f"--save_dir={tmp_path}")
+    run = Run(args, ["student", "L_R", "L_adv"])
     generators = Generators(args, (2,), teacher)
     calls = []
     monkeypatch.setattr("distillation.student_step", lambda *a: calls.append("S") or torch.tensor(2.0))
     generators.step = lambda *a: calls.append("G") or (torch.tensor(3.0), torch.tensor(-4.0))
     optimizer = torch.optim.SGD(student.parameters(), lr=1)
-    losses = distil_epoch(args, 1, (1, 2), student, teacher, optimizer, generators.draw, generators, (2,))
+    distil_epoch(args, run, (1, 2), student, teacher, optimizer, generators.draw, generators, (2,))
     assert "".join(calls) == "SSSGSSSG"
-    assert losses == {"student": 2.0, "L_R": 3.0, "L_adv": -4.0}
+    assert run.means(2) == pytest.approx({"student": 2.0, "L_R": 3.0, "L_adv": -4.0})
 
 
 def test_all_scales_are_drawn_evenly_and_reproducibly():

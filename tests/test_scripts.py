@@ -1,6 +1,7 @@
 """The two scripts as a user runs them, in an empty folder, on tiny settings."""
 
 import json
+from signal import SIGTERM
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from PIL import Image
 import distillation
 import train_teacher
 from models.load import load_model
-from utils import RunFolder
+from run import Run
 
 TINY = ("--batchSize=2", "--iter=2", "--device=cpu", "--threads=2")
 
@@ -112,16 +113,17 @@ def test_resuming_after_an_epoch_equals_not_stopping(run, monkeypatch, tmp_path,
                    f"--save_dir={name}", f"--output={name}.pth", *more)
 
     run_here("whole")
-    end_epoch = RunFolder.end_epoch
+    end_epoch = Run.end_epoch
 
-    def stopping(self, epoch, *rest):
-        end_epoch(self, epoch, *rest)
-        if epoch == stop:
-            raise KeyboardInterrupt
+    def stopping(self, *rest):
+        end_epoch(self, *rest)
+        if self.epoch == stop + 1:
+            self.signal = SIGTERM
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunFolder, "end_epoch", stopping)
-        run_here("part")
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "end_epoch", stopping)
+        stopped = run_here("part")
+    assert stopped.returncode == 143 and "--resume=auto" in stopped.stderr
     assert run_here("part", "--resume=part/checkpoint.pth").returncode == 0
     assert weights_equal("whole.pth", "part.pth")
     assert weights_equal("whole/model_best.pth", "part/model_best.pth")

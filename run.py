@@ -1,0 +1,200 @@
+"""A training run: the folder it leaves, its checkpoints, being interrupted and going on.
+
+Everything random in a step depends on the seed and the step's number alone, so the networks, their
+optimisers and the place in the run are all that a resumed run needs to end bit for bit as if it had never
+stopped. checkpoint.pth is replaced only by a complete one; the one before it stays as
+checkpoint_previous.pth.
+"""
+
+import json
+import os
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from utils import (InputError, NotFinite, Stopped, append_line, device_name, git_revision, read_checkpoint,
+                   save_atomically, save_json, save_model, write_atomically)
+
+# Flags that may change between a run and its resumption: lengths, paths, logging, device.
+MAY_CHANGE = {"nEpochs", "resume", "pretrained", "save_dir", "output", "data_dir", "data_test", "val_dataset",
+              "threads", "device", "checkpoint_every", "student", "test_only"}
+
+
+class Run:
+    """Where a run is (epoch, round and step: what comes next) and what it leaves in --save_dir.
+
+    snapshot: a function of the script's that returns {"config", "model", "optimizer", ...}, the state of all
+    that learns. state: with --resume, the checkpoint's content, else None. sums: running sums of the epoch's
+    losses. Use as a context manager around training: SIGINT and SIGTERM then end it after the step, with a
+    checkpoint. Raises InputError on a --resume or --save_dir that cannot serve, before anything is written.
+    """
+
+    def __init__(self, args, losses):
+        self.args, self.path, self.losses = args, Path(args.save_dir), losses
+        self.settings = {k: v for k, v in vars(args).items() if k not in MAY_CHANGE}
+        self.epoch, self.round, self.step = args.start_epoch, 0, 0
+        self.sums = torch.zeros(len(losses), device=args.device)
+        self.best, self.seconds_before = float("-inf"), 0.0
+        self.signal, self.resting_now, self.snapshot = None, False, None
+        self.state = None if args.test_only else self._find_state()
+        if self.state:
+            self.epoch, self.round, self.step = (self.state[name] for name in ("epoch", "round", "step"))
+            self.sums += self.state["sums"].to(args.device)
+            self.best, self.seconds_before = self.state["best"], self.state["seconds"]
+        self.started = self.saved = time.time()
+        save_json(vars(args), self.path / "config.json")
+        if not args.test_only:
+            self._trim()
+
+    def __truediv__(self, name):
+        return self.path / name
+
+    @property
+    def seconds(self):
+        """Of this run, those before a resumption included."""
+        return self.seconds_before + time.time() - self.started
+
+    def say(self, line):
+        """Print a line and append it to log.txt."""
+        tqdm.write(line)
+        append_line(self / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
+
+    # ---- resuming
+
+    def _find_state(self):
+        """The content of the checkpoint to go on from, None for a new run."""
+        newest, before = self / "checkpoint.pth", self / "checkpoint_previous.pth"
+        if self.args.resume == "auto":
+            for path in (newest, before):
+                try:
+                    return self._read(path)
+                except InputError as error:
+                    if path.exists():
+                        tqdm.write(f"warning: {error}")
+            if newest.exists() or before.exists():
+                raise InputError(f"--resume auto: no checkpoint in {self.path} can be used")
+            return None
+        if self.args.resume:
+            return self._read(Path(self.args.resume))
+        if newest.exists():
+            try:
+                self._read(newest)
+            except InputError as error:
+                raise InputError(f"--save_dir {self.path}: holds another run's checkpoint; give another folder, or "
+                                 f"remove it ({error})") from None
+        return None
+
+    def _read(self, path):
+        """The state in the checkpoint `path`. Raises InputError where it is none, or of other settings."""
+        state = read_checkpoint(path)
+        needed = {"epoch", "round", "step", "sums", "best", "seconds", "settings", "config", "model", "optimizer"}
+        if not isinstance(state, dict) or not needed <= state.keys():
+            raise InputError(f"{path}: is no checkpoint.pth of a run")
+        theirs = state["settings"]
+        different = [f"{name} was {theirs.get(name)}, is {self.settings.get(name)}"
+                     for name in sorted(theirs.keys() | self.settings.keys())
+                     if theirs.get(name) != self.settings.get(name)]
+        if different:
+            raise InputError(f"{path}: was left by other settings: {'; '.join(different)}")
+        return state
+
+    def _trim(self):
+        """Drop what the folder holds of epochs that are to come (again)."""
+        lines = []
+        if (self / "metrics.jsonl").exists():
+            for line in (self / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+                try:
+                    if json.loads(line)["epoch"] < self.epoch and self.state:
+                        lines.append(line + "\n")
+                except (ValueError, KeyError, TypeError):
+                    pass  # half a line, of a run that was killed as it wrote
+        write_atomically(self / "metrics.jsonl", "".join(lines).encode())
+        if not self.state:
+            for sample in self.path.glob("samples/epoch_*.png"):
+                sample.unlink()
+
+    # ---- going on
+
+    def done(self, round_, step=0):
+        """To be called after every step: `round_` and `step` come next. Saves when it is time to."""
+        self.round, self.step = round_, step
+        if self.signal:
+            raise Stopped(self.signal)
+        if time.time() - self.saved > 60 * self.args.checkpoint_every:
+            self.save()
+
+    def save(self):
+        """checkpoint.pth, and the one before as checkpoint_previous.pth."""
+        path = self / "checkpoint.pth"
+        content = {**self.snapshot(), "epoch": self.epoch, "round": self.round, "step": self.step, "sums": self.sums,
+                   "best": self.best, "seconds": self.seconds, "settings": self.settings}
+        save_atomically(content, path, keep=self / "checkpoint_previous.pth")
+        self.saved = time.time()
+
+    def means(self, rounds):
+        """{name: mean of the epoch's losses so far, over `rounds` rounds}."""
+        return dict(zip(self.losses, (self.sums / rounds).tolist()))
+
+    def end_epoch(self, model, psnr):
+        """Log the epoch and save: a line of metrics.jsonl, the last and the best model, the checkpoint.
+
+        psnr: {scale: dB} on the validation set.
+        """
+        losses = self.means(self.args.iter)
+        append_line(self / "metrics.jsonl", json.dumps(
+            {"epoch": self.epoch, **losses, "psnr": psnr, "seconds": round(self.seconds, 1)}))
+        terms = [f"{name} {value:.3e}" for name, value in losses.items()]
+        terms += [f"x{scale} {value:.2f} dB" for scale, value in psnr.items()]
+        self.say(f"epoch {self.epoch}: " + ", ".join(terms))
+        save_model(model, self / "model_last.pth")
+        mean = sum(psnr.values()) / len(psnr)
+        if mean > self.best:
+            self.best = mean
+            save_model(model, self / "model_best.pth")
+        self.epoch, self.round, self.step = self.epoch + 1, 0, 0
+        self.sums.zero_()
+        self.save()
+
+    def save_results(self, results, **more):
+        """results.json."""
+        save_json({"results": results, "seconds": round(self.seconds, 1), **more,
+                   "device": device_name(self.args.device), "git": git_revision(), "args": vars(self.args)},
+                  self / "results.json")
+
+    # ---- being interrupted
+
+    def __enter__(self):
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if kind is Stopped:
+            self.save()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if kind is NotFinite:
+            where = f"epoch {self.epoch}, round {self.round + 1}, step {self.step + 1}"
+            raise NotFinite(f"{error} at {where}") from None
+
+    def _on_signal(self, number, frame):
+        if self.signal and number == signal.SIGINT:
+            os._exit(128 + number)  # asked twice: at once
+        self.signal = number
+        if self.resting_now:
+            raise Stopped(number)
+
+    @contextmanager
+    def resting(self):
+        """While nothing learns (validation, say), a signal need not wait for a step's end."""
+        self.resting_now = True
+        try:
+            if self.signal:
+                raise Stopped(self.signal)
+            yield
+        finally:
+            self.resting_now = False
