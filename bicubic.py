@@ -18,7 +18,7 @@ import torch
 
 # Below this length a pass is one small matrix product (quick, deterministic backward, few launches);
 # above it, where the matrix would be mostly zeros, a sum over the taps.
-_DENSE_LENGTH = 512
+_DENSE_LENGTH = 256
 
 
 def _cubic(x):

@@ -11,7 +11,6 @@ A generator for each scale draws LR images. The student learns to give what the 
 generators learn to draw images that the teacher reconstructs and on which the student is still wrong.
 """
 
-import argparse
 import math
 from pathlib import Path
 
@@ -19,29 +18,29 @@ import torch
 from tqdm import trange
 
 from bicubic import imresize
-from data.benchmark import Benchmarks, choose_sets, choose_validation, format_table, paper_scores
+from data.benchmark import (Benchmarks, choose_scales, choose_sets, choose_validation, format_table,
+                            paper_scores)
 from data.sources import folder_source, lr_size, network_input, noise_source
 from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
 from models import Generator, build_model, half_width
 from models.load import load_model
-from options import (add_shared_flags, decay, descend, distance, make_optimizer, set_learning_rate,
-                     settle_shared_flags)
+from options import (Parser, add_shared_flags, count, decay, descend, distance, make_optimizer, positive,
+                     set_learning_rate, settle_shared_flags, weight, whole)
 from run import Run
-from utils import InputError, random_stream, run_script, save_model, seed_everything, stream_seed
+from utils import (InputError, fingerprint, random_stream, run_script, save_model, seed_everything,
+                   stream_seed)
 
 # --demo: a small teacher (how it was trained is in the README) and settings for minutes on a CPU.
 DEMO = dict(
-    pretrained=str(Path(__file__).parent / "models" / "demo_teacher.pth"), data_test="skimage", val_dataset="skimage",
-    save_dir="runs/demo", output="runs/demo/student.pth", batchSize=8, nEpochs=5, iter=30, stu_step=20,
-    optimizer="adam", schedule="cosine", lr=2e-3, lr_G=1e-3,
+    pretrained=str(Path(__file__).parent / "models" / "demo_teacher.pth"), output="runs/demo/student.pth",
+    data_test="skimage", val_dataset="skimage", batchSize=4, nEpochs=5, iter=60, stu_step=20, optimizer="adam",
+    schedule="cosine", lr=2e-3,
 )
 
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add_shared_flags(parser, output="student.pth")
+    parser = Parser(__doc__)
+    add_shared_flags(parser)
     parser.set_defaults(model_type="half", nEpochs=80, iter=120)
     add = parser.add_argument
     add("--demo", action="store_true", help="a small example that needs no files and no GPU")
@@ -49,15 +48,15 @@ def parse_arguments(argv=None):
     add("--student", metavar="CHECKPOINT", help="the student to score with --test_only")
     add("--source", choices=("generator", "noise", "folder"), default="generator",
         help="of student inputs: the paper's generators, noise, or the real images of --data_dir")
-    add("--input_size", type=int, default=48, help="side of the student's inputs, in HR pixels")
-    add("--stu_step", type=int, default=50, help="student steps a round")
-    add("--latent", type=int, default=256, help="length of the latent vector")
+    add("--input_size", type=count, default=48, help="side of the student's inputs, in HR pixels")
+    add("--stu_step", type=count, default=50, help="student steps a round")
+    add("--latent", type=count, default=256, help="length of the latent vector")
     add("--ge_type", choices=("IN", "BN"), default="IN", help="generator's normalisation: instance or batch")
-    add("--lr_G", type=float, default=1e-5, help="generators' learning rate (Adam)")
-    add("--reconw", type=float, default=1.0, help="weight of the reconstruction loss")
-    add("--gw", type=float, default=1.0, help="weight of the adversarial loss")
+    add("--lr_G", type=positive, default=1e-5, help="generators' learning rate (Adam)")
+    add("--reconw", type=weight, default=1.0, help="weight of the reconstruction loss")
+    add("--gw", type=weight, default=1.0, help="weight of the adversarial loss")
     add("--inc_num", type=int, choices=(18, 9, 6, 3, 2, 1), default=1, help="progressive stages")
-    add("--inc_step", type=int, default=0, help="epochs a stage")
+    add("--inc_step", type=whole, default=0, help="epochs a stage")
     add("--grow_init", choices=("random", "identity"), default="random", help="how added blocks start")
     if parser.parse_known_args(argv)[0].demo:
         parser.set_defaults(**DEMO)
@@ -120,11 +119,14 @@ class Generators:
         return network_input(self.networks[str(scale)](self.latent("z", step)), scale, self.upscaled_input)
 
     def step(self, student, teacher, scale, step, D, rate):
+        """The generator phase; returns L_R a pixel and L_adv."""
         optimizer = self.optimizers[str(scale)]
         set_learning_rate(optimizer, rate)
         z = self.latent("generator z", step)
-        return generator_step(self.networks[str(scale)], student, teacher, z, scale, optimizer, D,
-                              self.args.reconw, self.args.gw)
+        L_R, L_adv = generator_step(self.networks[str(scale)], student, teacher, z, scale, optimizer, D,
+                                    self.args.reconw, self.args.gw)
+        pixels = len(z) * teacher.channels * lr_size(self.args.input_size, scale) ** 2
+        return L_R / pixels, L_adv
 
     def state_dict(self):
         return {"networks": self.networks.state_dict(),
@@ -162,6 +164,7 @@ def distil_epoch(args, run, stage, student, teacher, optimizer, draw, generators
             scale = choose_scale(args.seed, scales, "student", step)
             x = draw(scale, step)
             run.sums[0] += student_step(student, teacher, x, optimizer, D, args.clip) / args.stu_step
+            run.steps += 1
             run.done(i, k + 1)
 
         # Generator phase
@@ -173,7 +176,7 @@ def distil_epoch(args, run, stage, student, teacher, optimizer, draw, generators
 
         run.done(i + 1)
         if i % 10 == 0:
-            progress.set_postfix(run.means(i + 1))
+            progress.set_postfix(run.postfix())
 
 
 def choose_scale(seed, scales, phase, number):
@@ -230,14 +233,16 @@ def distil(args, run, teacher, scales, draw, generators, validation):
 
 def check(args, teacher, scales):
     """Raise InputError where the flags do not fit each other or the teacher."""
-    depth, smallest = teacher.config["n_resblocks"], min(lr_size(args.input_size, s) for s in scales)
-    if smallest < 8:
+    depth = teacher.config["n_resblocks"]
+    if min(lr_size(args.input_size, s) for s in scales) < 8:  # the generator's first layers need 2x2
         raise InputError(f"--input_size {args.input_size}: too small at x{max(scales)}; the least is {8 * max(scales)}")
     if depth % args.inc_num:
         raise InputError(f"--inc_num {args.inc_num}: does not divide the teacher's {depth} body blocks")
     if args.inc_num > 1 and not 0 < args.inc_step * (args.inc_num - 1) < args.nEpochs:
         raise InputError(f"--inc_step {args.inc_step}: {args.inc_num} stages need --inc_step of at least 1 and "
                          f"at most (nEpochs - 1) / (inc_num - 1)")
+    if args.model_type == "half" and teacher.config["n_feats"] < 2 and not args.test_only:
+        raise InputError(f"{args.pretrained}: has one channel, which cannot be halved; use --model_type=origin")
     if args.student and not args.test_only:
         raise InputError("--student: goes with --test_only; to continue a run give --resume its checkpoint.pth")
 
@@ -252,32 +257,30 @@ def load_networks(args):
     if not args.student:
         raise InputError("--test_only: say which student to score with --student")
     student = load_model(args.student, args.device)
-    if (student.upscaled_input, student.channels) != (teacher.upscaled_input, teacher.channels):
-        raise InputError(f"{args.student}: is of another kind than the teacher {args.pretrained}")
+    if (student.config["arch"], student.scales) != (teacher.config["arch"], teacher.scales):
+        raise InputError(f"{args.student}: has another architecture or scale than the teacher {args.pretrained}")
     return teacher, student
 
 
 def main(args):
-    settle_shared_flags(args, "distillation")
+    settle_shared_flags(args, "demo" if args.demo else "distillation", "student.pth")
     teacher, student = load_networks(args)
-    scales = (args.scale,) if args.scale else teacher.scales
-    if not set(scales) <= set(teacher.scales):
-        raise InputError(f"--scale {args.scale}: the teacher {args.pretrained} upscales by {teacher.scales} only")
+    scales = choose_scales(args.scale, teacher, args.pretrained)
     args.loss_type = args.loss_type or ("MSE" if teacher.upscaled_input else "L1")
     check(args, teacher, scales)
     benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device)
     if student is None:
         validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
         draw, generators = make_source(args, scales, teacher)
-    run = Run(args, ["student", "L_R", "L_adv"] if args.source == "generator" else ["student"])
+    losses = ["student", "L_R", "L_adv"] if args.source == "generator" else ["student"]
+    run = Run(args, losses, script="distillation", teacher=fingerprint(teacher))
     if student is None:
         student = distil(args, run, teacher, scales, draw, generators, validation)
         save_model(student, args.output)
         save_sample_sheet(run / "samples", run / "samples.png")
     networks = {"teacher": teacher, "student": student}
     results = benchmarks.scores(networks, bicubic=True)
-    epochs = 0 if args.test_only else args.nEpochs - args.start_epoch + 1
-    run.save_results(results, student_steps=epochs * args.iter * args.stu_step)
+    run.save_results(results, student_steps=run.steps)
     save_comparison(run / "comparison.png", *benchmarks.example(networks))
     run.say(format_table(results, paper_scores(teacher)))
     run.say(f"student: {args.student or args.output}; pictures and results: {run.path}")

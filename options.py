@@ -1,6 +1,9 @@
 """The flags both scripts have, and what they say about loss, optimiser and schedule."""
 
+import argparse
 import math
+import sys
+from pathlib import Path
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -8,44 +11,98 @@ from torch.nn.utils import clip_grad_norm_
 from utils import InputError, NotFinite, choose_device, set_up_cpu
 
 
-def add_shared_flags(parser, output):
-    """The flags both scripts have, the reference's and ours. output: default of --output."""
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The description as it is written; defaults shown where there are any."""
+
+    def _get_help_string(self, action):
+        return super()._get_help_string(action) if action.default not in (None, False) else action.help
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser that answers a wrong flag with one line, and wants flags in full."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
+
+    def error(self, message):
+        print(f"{self.prog}: error: {message} (--help lists the flags)", file=sys.stderr)
+        sys.exit(2)
+
+
+def number(kind, least, most=math.inf, above=False):
+    """An argparse type: a finite `kind` from `least` (`above`: more than that) to `most`."""
+
+    def parse(text):
+        value = kind(text)
+        low = value <= least if above else value < least
+        if low or value > most or not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is not {'above' if above else 'at least'} {least}"
+                                             + (f" and at most {most}" if most < math.inf else ""))
+        return value
+
+    parse.__name__ = {int: "integer", float: "number"}[kind]
+    return parse
+
+
+count = number(int, 1)
+whole = number(int, 0)
+positive = number(float, 0, above=True)
+weight = number(float, 0)
+
+
+def add_shared_flags(parser):
+    """The flags both scripts have, the reference's and ours."""
     add = parser.add_argument
     add("--model_type", choices=("origin", "half"), help="full width, or half of it")
-    add("--batchSize", type=int, default=128, help="images a step")
-    add("--nEpochs", type=int, help="epochs in all")
-    add("--iter", type=int, help="rounds an epoch")
-    add("--optimizer", choices=("sgd", "adam"), default="sgd")
-    add("--lr", type=float, help="learning rate (default 0.1 for sgd, 1e-3 for adam)")
+    add("--batchSize", type=count, default=128, help="images a step")
+    add("--nEpochs", type=count, help="epochs in all")
+    add("--iter", type=count, help="rounds an epoch")
+    add("--optimizer", choices=("sgd", "adam"), default="sgd", help="of the trained network")
+    add("--lr", type=positive, help="learning rate (default: 0.1 for sgd, 1e-3 for adam)")
     add("--schedule", choices=("step", "cosine"), default="step", help="how learning rates fall")
-    add("--step", type=int, default=10, help="step schedule: a tenth of the rate every so many epochs")
-    add("--clip", type=float, default=0.4, help="largest norm of the gradient")
-    add("--momentum", type=float, default=0.9, help="of sgd")
-    add("--weight-decay", "--wd", type=float, help="default 1e-4 for sgd, 0 for adam")
-    add("--loss_type", choices=("MSE", "L1"), help="summed squared or absolute error")
-    add("--scale", type=int, choices=(0, 2, 3, 4), default=0, help="0: 2, 3 and 4 at random")
-    add("--start-epoch", type=int, default=1, help="begin at this epoch of the schedules")
+    add("--step", type=count, default=10, help="step schedule: a tenth of the rate every so many epochs")
+    add("--clip", type=positive, default=0.4, help="largest norm of the trained network's gradient")
+    add("--momentum", type=number(float, 0, 1), default=0.9, help="of sgd")
+    add("--weight-decay", "--wd", type=weight, help="(default: 1e-4 for sgd, 0 for adam)")
+    add("--loss_type", choices=("MSE", "L1"),
+        help="summed squared or absolute error (default: MSE for vdsr, L1 for edsr)")
+    add("--scale", type=int, choices=(0, 2, 3, 4), default=0, help="0: all of the network's, at random")
+    add("--start-epoch", type=count, default=1, help="begin at this epoch of the schedules")
     add("--resume", metavar="CHECKPOINT",
         help="go on from this checkpoint.pth; auto: from the newest in --save_dir, if any")
-    add("--checkpoint_every", type=float, default=5, metavar="MINUTES", help="besides after every epoch")
-    add("--threads", type=int, default=0, help="CPU threads (0: as many as cores)")
-    add("--val_dataset", help="set scored after each epoch (default Set5)")
-    add("--data_test", metavar="A+B", help="sets scored at the end (default: all found)")
+    add("--checkpoint_every", type=positive, default=5, metavar="MINUTES", help="besides after every epoch")
+    add("--threads", type=whole, default=0, help="CPU threads; 0: as many as cores")
+    add("--val_dataset", help="set scored after each epoch (default: Set5)")
+    add("--data_test", metavar="A+B", help="sets scored at the end (default: all that are found)")
     add("--data_dir", "--tmp_data_dir", default="datasets", help="folder of the image sets")
     add("--save_dir", "--tmp_save_dir",
-        help="folder for all that the run leaves (default runs/<script>, with --test_only runs/<script>_test)")
-    add("--output", default=output, help="where the trained network goes besides")
+        help="folder for all that the run leaves (default: runs/SCRIPT; runs/SCRIPT_test with --test_only)")
+    add("--output", help="where the trained network goes besides")
     add("--test_only", action="store_true", help="score, do not train")
-    add("--seed", type=int, default=1)
+    add("--seed", type=whole, default=1, help="of everything random")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
 
-def settle_shared_flags(args, script):
-    """Fill in the defaults that depend on other flags, and apply --device and --threads."""
+def settle_shared_flags(args, script, output):
+    """Fill in the defaults that depend on other flags; check those that contradict one another.
+
+    script and output: what names the default --save_dir, and the default --output.
+    """
     args.save_dir = args.save_dir or f"runs/{script}" + ("_test" if args.test_only else "")
+    args.output = args.output or output
     sgd = args.optimizer == "sgd"
     args.lr = args.lr if args.lr is not None else (0.1 if sgd else 1e-3)
     args.weight_decay = args.weight_decay if args.weight_decay is not None else (1e-4 if sgd else 0.0)
+    if args.start_epoch > args.nEpochs:
+        raise InputError(f"--start-epoch {args.start_epoch}: is beyond --nEpochs {args.nEpochs}")
+    if args.resume and (args.test_only or args.start_epoch > 1):
+        other = "--test_only" if args.test_only else "--start-epoch"
+        raise InputError(f"--resume: cannot go with {other}; the checkpoint says where to go on")
+    for flag, path in (("--save_dir", Path(args.save_dir) / "x"), ("--output", Path(args.output))):
+        standing = next(folder for folder in path.parents if folder.exists())
+        if not standing.is_dir() or path.is_dir():
+            raise InputError(f"{flag} {getattr(args, flag[2:])}: cannot be written, a file or folder of that name "
+                             "is in the way")
     args.device = choose_device(args.device)
     set_up_cpu(args.threads)
 

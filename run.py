@@ -24,27 +24,33 @@ MAY_CHANGE = {"nEpochs", "resume", "pretrained", "save_dir", "output", "data_dir
               "threads", "device", "checkpoint_every", "student", "test_only"}
 
 
+# What a checkpoint says of where the run is: what comes next, steps made, best and last validation PSNR.
+PLACE = ("epoch", "round", "step", "steps", "best", "psnr")
+
+
 class Run:
     """Where a run is (epoch, round and step: what comes next) and what it leaves in --save_dir.
 
     snapshot: a function of the script's that returns {"config", "model", "optimizer", ...}, the state of all
     that learns. state: with --resume, the checkpoint's content, else None. sums: running sums of the epoch's
-    losses. Use as a context manager around training: SIGINT and SIGTERM then end it after the step, with a
+    losses, called `losses`. settings: what else than the flags must be the same where a run is resumed. Use as
+    a context manager around training: SIGINT and SIGTERM then end it after the step, with a
     checkpoint. Raises InputError on a --resume or --save_dir that cannot serve, before anything is written.
     """
 
-    def __init__(self, args, losses):
+    def __init__(self, args, losses, **settings):
         self.args, self.path, self.losses = args, Path(args.save_dir), losses
-        self.settings = {k: v for k, v in vars(args).items() if k not in MAY_CHANGE}
-        self.epoch, self.round, self.step = args.start_epoch, 0, 0
+        self.settings = {k: v for k, v in vars(args).items() if k not in MAY_CHANGE} | settings
+        self.epoch, self.round, self.step, self.steps, self.psnr = args.start_epoch, 0, 0, 0, {}
         self.sums = torch.zeros(len(losses), device=args.device)
         self.best, self.seconds_before = float("-inf"), 0.0
         self.signal, self.resting_now, self.snapshot = None, False, None
         self.state = None if args.test_only else self._find_state()
         if self.state:
-            self.epoch, self.round, self.step = (self.state[name] for name in ("epoch", "round", "step"))
+            for name in PLACE:
+                setattr(self, name, self.state[name])
             self.sums += self.state["sums"].to(args.device)
-            self.best, self.seconds_before = self.state["best"], self.state["seconds"]
+            self.seconds_before = self.state["seconds"]
         self.started = self.saved = time.time()
         save_json(vars(args), self.path / "config.json")
         if not args.test_only:
@@ -91,8 +97,8 @@ class Run:
     def _read(self, path):
         """The state in the checkpoint `path`. Raises InputError where it is none, or of other settings."""
         state = read_checkpoint(path)
-        needed = {"epoch", "round", "step", "sums", "best", "seconds", "settings", "config", "model", "optimizer"}
-        if not isinstance(state, dict) or not needed <= state.keys():
+        needed = (*PLACE, "sums", "seconds", "settings", "config", "model", "optimizer")
+        if not isinstance(state, dict) or not state.keys() >= set(needed):
             raise InputError(f"{path}: is no checkpoint.pth of a run")
         theirs = state["settings"]
         different = [f"{name} was {theirs.get(name)}, is {self.settings.get(name)}"
@@ -130,14 +136,19 @@ class Run:
     def save(self):
         """checkpoint.pth, and the one before as checkpoint_previous.pth."""
         path = self / "checkpoint.pth"
-        content = {**self.snapshot(), "epoch": self.epoch, "round": self.round, "step": self.step, "sums": self.sums,
-                   "best": self.best, "seconds": self.seconds, "settings": self.settings}
+        content = {**self.snapshot(), **{name: getattr(self, name) for name in PLACE}, "sums": self.sums,
+                   "seconds": self.seconds, "settings": self.settings}
         save_atomically(content, path, keep=self / "checkpoint_previous.pth")
         self.saved = time.time()
 
     def means(self, rounds):
         """{name: mean of the epoch's losses so far, over `rounds` rounds}."""
         return dict(zip(self.losses, (self.sums / rounds).tolist()))
+
+    def postfix(self):
+        """What the progress bar shows after a round: mean losses so far and the last validation PSNR."""
+        shown = {name: f"{value:.2e}" for name, value in self.means(self.round).items()}
+        return shown | ({"PSNR": "/".join(f"{value:.2f}" for value in self.psnr.values())} if self.psnr else {})
 
     def end_epoch(self, model, psnr):
         """Log the epoch and save: a line of metrics.jsonl, the last and the best model, the checkpoint.
@@ -155,7 +166,7 @@ class Run:
         if mean > self.best:
             self.best = mean
             save_model(model, self / "model_best.pth")
-        self.epoch, self.round, self.step = self.epoch + 1, 0, 0
+        self.epoch, self.round, self.step, self.psnr = self.epoch + 1, 0, 0, psnr
         self.sums.zero_()
         self.save()
 

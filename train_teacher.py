@@ -3,41 +3,41 @@
 The teacher T of Zhang et al., "Data-Free Knowledge Distillation for Image Super-Resolution" (CVPR 2021):
 
     python train_teacher.py --model_type=origin                  # leaves teacher.pth
-    python train_teacher.py --model_type=half --output=half.pth  # Table 1's Student column
+    python train_teacher.py --model_type=half                    # leaves half.pth, Table 1's Student column
     python train_teacher.py --test_only --pretrained=teacher.pth --data_test=Set5+Set14
 
 Images are expected in datasets/train291 and datasets/benchmark (see the README); --data_dir=skimage trains
 and scores on the pictures that scikit-image ships.
 """
 
-import argparse
 
 from tqdm import trange
 
-from data.benchmark import Benchmarks, choose_sets, choose_validation, format_table, paper_scores
+from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_validation, format_table, paper_scores
 from data.images import find_training_images
 from data.patches import TrainingPatches
 from models import build_model, half_width
 from models.load import load_model
-from options import (add_shared_flags, decay, descend, distance, make_optimizer, set_learning_rate,
-                     settle_shared_flags)
+from options import (Parser, add_shared_flags, count, decay, descend, distance, make_optimizer, number, positive,
+                     set_learning_rate, settle_shared_flags)
 from run import Run
 from utils import InputError, run_script, save_model, seed_everything
 
+ARCHITECTURE_FLAGS = ("arch", "n_resblocks", "n_feats", "res_scale")
+
 
 def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add_shared_flags(parser, output="teacher.pth")
+    parser = Parser(__doc__)
+    add_shared_flags(parser)
     parser.set_defaults(model_type="origin", nEpochs=50, iter=1000)
     add = parser.add_argument
-    add("--arch", choices=("vdsr", "edsr"), default="vdsr")
-    add("--n_resblocks", type=int, help="body blocks (default 18 for vdsr, 16 for edsr)")
-    add("--n_feats", type=int, default=64, help="channels at full width")
-    add("--res_scale", type=float, default=1.0, help="edsr: factor on each residual block")
-    add("--patch_size", type=int, default=48, help="side of the HR patches")
-    add("--pretrained", metavar="CHECKPOINT", help="start from (or with --test_only score) these weights")
+    add("--arch", choices=("vdsr", "edsr"), help="(default: vdsr)")
+    add("--n_resblocks", type=count, help="body blocks (default: 18 for vdsr, 16 for edsr)")
+    add("--n_feats", type=number(int, 2), help="channels at full width (default: 64)")
+    add("--res_scale", type=positive, help="edsr: factor on each residual block (default: 1)")
+    add("--patch_size", type=count, default=48, help="side of the HR patches")
+    add("--pretrained", metavar="CHECKPOINT",
+        help="start from (or with --test_only score) this network, whose architecture it is then")
     return parser.parse_args(argv)
 
 
@@ -51,9 +51,10 @@ def train_epoch(args, run, model, optimizer, patches):
         loss = D(model(inputs), hr)
         descend(loss, optimizer, args.clip, "the loss")
         run.sums += loss.detach() / hr.numel()
-        if i % 50 == 0:
-            progress.set_postfix(run.means(i + 1))
+        run.steps += 1
         run.done(i + 1)
+        if i % 50 == 0:
+            progress.set_postfix(run.postfix())
 
 
 def train(args, run, model, patches, validation):
@@ -62,7 +63,8 @@ def train(args, run, model, patches, validation):
     if run.state:
         model.load_state_dict(run.state["model"])
         optimizer.load_state_dict(run.state["optimizer"])
-    run.snapshot = lambda: {"config": model.config, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    run.snapshot = lambda: {"config": model.config, "model": model.state_dict(),
+                            "optimizer": optimizer.state_dict()}
     with run:
         while run.epoch <= args.nEpochs:
             train_epoch(args, run, model, optimizer, patches)
@@ -73,38 +75,43 @@ def train(args, run, model, patches, validation):
 
 def make_model(args):
     """The network to train: --pretrained's, or a new one of --arch, --n_resblocks, --n_feats, halved."""
+    given = {name: getattr(args, name) for name in ARCHITECTURE_FLAGS if getattr(args, name) is not None}
     if args.pretrained:
+        if given:
+            raise InputError(f"--{next(iter(given))}: cannot go with --pretrained, which says the architecture")
         return load_model(args.pretrained, args.device)
-    config = {"arch": args.arch, "n_feats": args.n_feats}
-    if args.n_resblocks is not None:
-        config["n_resblocks"] = args.n_resblocks
-    if args.arch == "edsr":
+    config = {"arch": "vdsr", "n_feats": 64, **given}
+    if config["arch"] == "edsr":
         if not args.scale:
             raise InputError("--scale 0: an edsr has one scale; give --scale 2, 3 or 4")
-        config.update(scale=args.scale, res_scale=args.res_scale)
+        config["scale"] = args.scale
+    elif "res_scale" in given:
+        raise InputError("--res_scale: only an edsr has it")
     seed_everything(args.seed, "model")
     return build_model(half_width(config) if args.model_type == "half" else config).to(args.device)
 
 
 def main(args):
-    settle_shared_flags(args, "train_teacher")
+    settle_shared_flags(args, "train_teacher", "teacher.pth" if args.model_type == "origin" else "half.pth")
     if args.test_only and not args.pretrained:
         raise InputError("--test_only: say what to score with --pretrained")
     model = make_model(args)
-    scales = (args.scale,) if args.scale else model.scales
+    scales = choose_scales(args.scale, model, args.pretrained)
+    if not model.upscaled_input and args.patch_size % scales[0]:
+        raise InputError(f"--patch_size {args.patch_size}: must be a multiple of the scale, {scales[0]}")
     args.loss_type = args.loss_type or ("MSE" if model.upscaled_input else "L1")
     benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device)
     if not args.test_only:
         validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
         patches = TrainingPatches(find_training_images(args.data_dir), scales, args.patch_size, args.seed,
                                   args.device, model.channels, model.upscaled_input)
-    run = Run(args, ["loss"])
+    run = Run(args, ["loss"], script="train_teacher", **model.config)
     if not args.test_only:
         train(args, run, model, patches, validation)
         save_model(model, args.output)
         run.say(f"the trained network is {args.output}")
-    results = benchmarks.scores({"teacher": model}, bicubic=True)
-    run.save_results(results)
+    results = benchmarks.scores({"teacher" if args.model_type == "origin" else "student": model}, bicubic=True)
+    run.save_results(results, steps=run.steps)
     run.say(format_table(results, paper_scores(model)))
 
 

@@ -132,6 +132,14 @@ def save_model(model, path):
     save_atomically({"config": model.config, "state_dict": weights}, path)
 
 
+def fingerprint(model):
+    """A short digest of a network's weights, to tell whether two are the same."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def save_json(content, path):
     """Indented JSON, atomically."""
     text = json.dumps(content, indent=2, default=str) + "\n"

@@ -66,10 +66,19 @@ def choose_sets(data_dir, names=None):
     return found or {BUNDLED: set_paths(data_dir, BUNDLED)}
 
 
+def choose_scales(scale, model, path):
+    """The scales of --scale: all of the model's for 0. Raises InputError for one it has not."""
+    if scale and scale not in model.scales:
+        raise InputError(f"--scale {scale}: the network {path} upscales by {model.scales[0]} only")
+    return (scale,) if scale else model.scales
+
+
 def choose_validation(data_dir, name=None):
     """The one set scored after each epoch: `name`, or Set5 where there is one, else scikit-image's."""
     if name is None:
         name = "Set5" if set_paths(data_dir, "Set5") else BUNDLED
+    if "+" in name:
+        raise InputError(f"--val_dataset {name}: one set only; --data_test takes several")
     return choose_sets(data_dir, name)
 
 
@@ -85,23 +94,26 @@ def prepare(rgb, scale, upscaled_input=True):
     return Pair(hr, lr.double(), imresize(lr, scale).double())
 
 
-def score(output, hr, scale):
-    """PSNR in dB and SSIM of luma `output` against `hr`, both (H, W) in 0..255; clips, then shaves."""
+def score(output, hr, scale, ssim=True):
+    """PSNR in dB and (where asked for) SSIM of luma `output` against `hr`, both (H, W) in 0..255; clips, then shaves."""
     inside = (slice(scale, -scale),) * 2
     output, hr = np.clip(output, 0, 255)[inside], hr[inside]
     with np.errstate(divide="ignore"):
         psnr = peak_signal_noise_ratio(hr, output, data_range=255)
-    ssim = structural_similarity(
+    if not ssim:
+        return {"psnr": float(psnr)}
+    similarity = structural_similarity(
         hr, output, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
     )
-    return {"psnr": float(psnr), "ssim": float(ssim)}
+    return {"psnr": float(psnr), "ssim": float(similarity)}
 
 
 @torch.inference_mode()
 def upscale(model, pair, device):
     """The network's output luma (H, W) in 0..255 for a pair, before clipping. The network runs in float32."""
     source = pair.bicubic if model.upscaled_input else pair.lr
-    output = model((source / 255).float().to(device)[None])[0].double().cpu() * 255
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        output = model((source / 255).float().to(device)[None])[0].double().cpu() * 255
     return _as_luma(output)
 
 
@@ -116,7 +128,7 @@ class Benchmarks:
     """Scores networks on sets of images, which are read once. sets: {name: paths}, see choose_sets."""
 
     def __init__(self, sets, scales, device):
-        self.scales, self.device = scales, device
+        self.scales, self.device, self.prepared = scales, device, {}
         self.sets = {name: [(path, read_image(path)) for path in paths] for name, paths in sets.items()}
         smallest = SMALLEST_SIDE + 3 * max(scales)
         for path, rgb in (entry for images in self.sets.values() for entry in images):
@@ -145,8 +157,19 @@ class Benchmarks:
 
     def psnr(self, model):
         """{scale: mean PSNR in dB} of one network, over all images."""
-        (scores,) = self.scores({"model": model}).values()
-        return {scale: row["model"]["psnr"] for scale, row in scores.items()}
+        result = {}
+        for scale in self.scales:
+            pairs = self._pairs(scale, model.upscaled_input)
+            result[str(scale)] = float(np.mean([
+                score(upscale(model, pair, self.device), pair.hr, scale, ssim=False)["psnr"] for pair in pairs]))
+        return result
+
+    def _pairs(self, scale, upscaled_input):
+        """All images at a scale, prepared once: validation sets are small and scored every epoch."""
+        if scale not in self.prepared:
+            images = [rgb for images in self.sets.values() for _, rgb in images]
+            self.prepared[scale] = [prepare(rgb, scale, upscaled_input) for rgb in images]
+        return self.prepared[scale]
 
     def example(self, networks):
         """The image of the first set that bicubic does worst, at the middle scale, by HR, bicubic and `networks`.
@@ -182,11 +205,12 @@ def _mean(rows):
 
 def paper_scores(model):
     """The paper's Table 1 as {(set, scale): {column: (psnr, ssim)}}; empty for networks it does not have."""
-    if model.config["arch"] != "vdsr":
+    config = model.config
+    if (config["arch"], config["n_resblocks"]) != ("vdsr", 18) or config["n_feats"] not in (64, 32):
         return {}
     with open(PAPER_TABLE, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    columns = ("teacher", "student", "bicubic", "noise", "ours")
+    columns = ("bicubic", "teacher", "student", "noise", "ours")
     return {
         (row["dataset"], int(row["scale"])): {c: (float(row[c + "_psnr"]), float(row[c + "_ssim"])) for c in columns}
         for row in rows
@@ -196,13 +220,13 @@ def paper_scores(model):
 def format_table(results, paper=None):
     """Text table of `results` (see Benchmarks.scores): PSNR/SSIM, and the paper's where given.
 
-    paper: {(set, scale): {column: (psnr, ssim)}}; its columns appear as "paper's <column>".
+    paper: {(set, scale): {column: (psnr, ssim)}}; its columns are marked with a *.
     """
     paper = paper or {}
     cells = next(iter(next(iter(results.values())).values()))
     known = any((name, int(scale)) in paper for name, row in results.items() for scale in row)
-    theirs = ("teacher", "student", "ours") if known else ()
-    lines = [["set", "scale", *cells, *(f"paper's {column}" for column in theirs)]]
+    theirs = ("bicubic", "teacher", "student", "noise", "ours") if known else ()
+    lines = [["set", "scale", *cells, *(f"{column}*" for column in theirs)]]
     for name, by_scale in results.items():
         for scale, row in by_scale.items():
             line = [name, f"x{scale}"] + [f"{s['psnr']:.2f}/{s['ssim']:.4f}" for s in row.values()]
@@ -210,4 +234,5 @@ def format_table(results, paper=None):
             line += ["{:.2f}/{:.4f}".format(*reference[c]) if c in reference else "-" for c in theirs]
             lines.append(line)
     widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines)
+    text = "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines)
+    return text + ("\n* Table 1 of the paper" if theirs else "")

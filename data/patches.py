@@ -59,8 +59,7 @@ class TrainingPatches:
 
     paths: image files. scales: drawn at random for each patch. patch_size: of the HR patch, in pixels, a
     multiple of the scale where the network upscales. channels: 1 (luma) or 3 (RGB). upscaled_input: the
-    network's input has the HR size. Raises InputError on an unreadable image, or where no image is as
-    large as a patch.
+    network's input has the HR size. Raises InputError on an image that is unreadable or smaller than a patch.
     """
 
     def __init__(self, paths, scales, patch_size, seed, device="cpu", channels=1, upscaled_input=True):
@@ -71,6 +70,9 @@ class TrainingPatches:
             rgb = read_image(path)
             pixels = luma(rgb)[None] if channels == 1 else rgb.transpose(2, 0, 1)
             image = torch.as_tensor(np.ascontiguousarray(pixels), dtype=torch.float32) / 255
+            if min(image.shape[-2:]) < max(patch_size, *scales):
+                raise InputError(f"{path}: {image.shape[2]}x{image.shape[1]} is smaller than a training patch, "
+                                 f"{patch_size}x{patch_size}; remove it or train on smaller patches")
             for size in SIZES:
                 resized = imresize(image, size).clamp(0, 1) if size != 1 else image
                 if min(resized.shape[-2:]) < max(patch_size, *scales):
@@ -83,8 +85,8 @@ class TrainingPatches:
                     places = (lr.rows - size_in + 1, lr.columns - size_in + 1)
                     if min(places) > 0:
                         table.append((hr.start, hr.width, lr.start, lr.width, *places, ratio))
-        if not table:
-            raise InputError(f"{paths[0].parent}: none of its {len(paths)} images holds a {patch_size}-pixel patch")
+        if not table:  # cropped to a multiple of the scale, even the largest is too small
+            raise InputError(f"{paths[0].parent}: no image is large enough for patches of {patch_size}x{patch_size}")
         self.hr, self.inputs = hr_buffer.finish(device), input_buffer.finish(device)
         self.table = torch.tensor(table)
         self.ratio = self.table[0, 6].item()
@@ -115,7 +117,7 @@ class TrainingPatches:
         down, right = torch.where(transpose, right, down), torch.where(transpose, down, right)
         # 32-bit indices, where they suffice, take half the time.
         kind = torch.int32 if len(buffer[0]) < 2**31 else torch.int64
-        first, down, right = (t.to(self.device, kind)[:, None, None] for t in (first, down, right))
+        first, down, right = torch.stack((first, down, right)).to(self.device, kind)[..., None, None]
         steps = torch.arange(size, device=self.device, dtype=kind)
         index = (first + down * steps[:, None] + right * steps).flatten()
         patches = [channel.index_select(0, index).reshape(len(turn), size, size) for channel in buffer]

@@ -35,9 +35,11 @@ def noise_source(args, teacher):
 
 
 def folder_source(args, scales, teacher):
-    """Patches of the real LR images made from --data_dir's training images, scales mixed in a batch."""
-    patches = TrainingPatches(
-        find_training_images(args.data_dir), scales, args.input_size, args.seed, args.device,
-        teacher.channels, teacher.upscaled_input,
-    )
-    return lambda scale, step: patches.batch(step, args.batchSize)[0]
+    """Patches of the real LR images made from --data_dir's training images."""
+    paths = find_training_images(args.data_dir)
+    patches = {
+        scale: TrainingPatches(paths, (scale,), scale * lr_size(args.input_size, scale), args.seed, args.device,
+                               teacher.channels, teacher.upscaled_input)
+        for scale in scales
+    }
+    return lambda scale, step: patches[scale].batch(step, args.batchSize)[0]

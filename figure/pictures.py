@@ -45,6 +45,8 @@ def save_epoch_samples(path, batches, each=4):
 def save_sample_sheet(folder, path, most=10):
     """One sheet of the strips in `folder`, at most `most` of them, evenly from the first epoch to the last."""
     files = sorted(Path(folder).glob("epoch_*.png"))
+    if not files:  # nothing was trained here: a finished run was resumed into another folder
+        return
     files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, most).round().astype(int))]
     strips = [Image.open(file) for file in files]
     margin, height = 80, strips[0].height

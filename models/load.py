@@ -1,9 +1,9 @@
 """A checkpoint file becomes a ready model.
 
-Our files hold {"config": architecture, "state_dict": tensors} (see utils.save_model). Also read: a bare state dict, one under a
-usual key ("state_dict", "model", "params", "model_state_dict"), names with a "module." prefix, the names
-of pytorch-vdsr (input, residual_layer.N.conv, output) and of EDSR-PyTorch (sub_mean and add_mean besides
-ours). Without a config the architecture is read off the names and shapes.
+Our files hold {"config": architecture, "state_dict": tensors} (see utils.save_model). Also read: a bare state
+dict, one under a usual key ("state_dict", "model", "params", "model_state_dict"), names with a "module."
+prefix, the names of pytorch-vdsr (input, residual_layer.N.conv, output) and of EDSR-PyTorch (sub_mean and
+add_mean besides ours). Without a config the architecture is read off the names and shapes.
 """
 
 import re
@@ -32,9 +32,11 @@ def load_model(path, device="cpu"):
     stored = content.get("config") if isinstance(content.get("config"), dict) else None
     config = stored or _infer_config(weights, path)
     try:
+        if min(config["n_resblocks"], config["n_feats"]) < 1:
+            raise ValueError
         model = build_model(config)
-    except (KeyError, TypeError, RuntimeError, ValueError):
-        raise InputError(f"{path}: its architecture {config} is none of {', '.join(ARCHITECTURES)}") from None
+    except (KeyError, TypeError, RuntimeError, ValueError, ArithmeticError):
+        raise InputError(f"{path}: no network of {', '.join(ARCHITECTURES)} can be made of its config {config}") from None
     _check_fit(model.state_dict(), weights, path)
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return model.to(device).eval()

@@ -126,8 +126,10 @@ def test_patch_errors_name_the_folder(tmp_path):
         find_training_images(tmp_path)
     path = save(tmp_path / "small.png", random_pixels(20, 20, 3))
     assert find_training_images(tmp_path) == [path]
-    with pytest.raises(InputError, match="none of its 1 images holds a 48-pixel patch"):
+    with pytest.raises(InputError, match="small.png: 20x20 is smaller than a training patch, 48x48"):
         TrainingPatches([path], (2,), 48, 1)
+    with pytest.raises(InputError, match="no image is large enough for patches of 20x20"):
+        TrainingPatches([path], (3,), 20, 1)  # cropped to 18
 
 
 # ---- benchmarks ------------------------------------------------------------------------------------
@@ -210,11 +212,21 @@ def test_upscale_gives_the_networks_luma(model):
 
 def test_table_shows_the_papers_figures_beside_ours():
     results = {"Set5": {"2": {"bicubic": {"psnr": 33.691, "ssim": 0.93079}, "student": {"psnr": 36.0, "ssim": 0.95}}}}
-    header, row = format_table(results, paper_scores(VDSR(1, 2))).splitlines()
-    assert header.split("  ")[0] == "set" and "paper's ours" in header
-    assert row.split() == ["Set5", "x2", "33.69/0.9308", "36.00/0.9500",
-                           "37.59/0.9597", "37.36/0.9588", "37.20/0.9582"]
-    assert "paper" not in format_table(results, paper_scores(EDSR(1, 2)))
+    header, row, note = format_table(results, paper_scores(VDSR(18, 32))).splitlines()
+    assert header.split() == ["set", "scale", "bicubic", "student",
+                              "bicubic*", "teacher*", "student*", "noise*", "ours*"]
+    assert row.split() == ["Set5", "x2", "33.69/0.9308", "36.00/0.9500", "33.69/0.9308",
+                           "37.59/0.9597", "37.36/0.9588", "34.38/0.9376", "37.20/0.9582"]
+    assert note == "* Table 1 of the paper"
+    for other in (EDSR(1, 2), VDSR(6, 32)):
+        assert "*" not in format_table(results, paper_scores(other))
+
+
+def test_psnr_of_validation_is_that_of_the_table(images):
+    model = VDSR(1, 2)
+    benchmarks = Benchmarks(choose_sets(images, "Set5"), (2, 4), "cpu")
+    scores = benchmarks.scores({"m": model})["Set5"]
+    assert benchmarks.psnr(model) == {scale: scores[scale]["m"]["psnr"] for scale in ("2", "4")}
 
 
 BICUBIC_OF_TABLE_1 = {

@@ -9,12 +9,12 @@ import torch.nn as nn
 
 from bicubic import imresize
 from data.sources import folder_source, lr_size, network_input, noise_source
-from distillation import (Generators, check, choose_scale, distil_epoch, generator_losses, generator_step,
-                          parse_arguments, stages, student_step)
+from distillation import (Generators, check, choose_scale, distil, distil_epoch, generator_losses, generator_step,
+                          make_source, parse_arguments, stages, student_step)
 from models import EDSR, VDSR, Generator, build_model, half_width
-from options import decay, distance
+from options import decay, descend, distance, make_optimizer
 from run import Run
-from utils import InputError, random_stream
+from utils import InputError, NotFinite, random_stream
 
 
 def networks(arch="vdsr", seed=0):
@@ -28,7 +28,7 @@ def networks(arch="vdsr", seed=0):
 def arguments(*flags):
     args = parse_arguments(["--batchSize=2", "--latent=5", "--input_size=32", "--lr_G=0.01", *flags])
     args.device, args.lr, args.weight_decay = torch.device("cpu"), args.lr or 0.1, args.weight_decay or 0.0
-    args.loss_type = args.loss_type or "MSE"
+    args.loss_type, args.save_dir = args.loss_type or "MSE", args.save_dir or "unused"
     return args
 
 
@@ -159,6 +159,59 @@ def test_epoch_alternates_student_and_generator_steps(monkeypatch, tmp_path):
     distil_epoch(args, run, (1, 2), student, teacher, optimizer, generators.draw, generators, (2,))
     assert "".join(calls) == "SSSGSSSG"
     assert run.means(2) == pytest.approx({"student": 2.0, "L_R": 3.0, "L_adv": -4.0})
+
+
+def test_each_stage_starts_afresh_and_keeps_what_is_trained(monkeypatch, tmp_path):
+    """Three stages of 2, 4 and 6 blocks: depth, learning rate and optimiser in every epoch, by hand."""
+    torch.manual_seed(0)
+    teacher = VDSR(6, 4).requires_grad_(False)
+    args = arguments("--iter=2", "--stu_step=1", "--nEpochs=6", "--inc_num=3", "--inc_step=2", "--schedule=cosine",
+                     "--lr=0.8", "--lr_G=0.4", f"--save_dir={tmp_path}")
+    draw, generators = make_source(args, (2,), teacher)
+    run, seen, heads = Run(args, ["student", "L_R", "L_adv"]), [], []
+
+    def epoch_of_ones(args, run, stage, student, teacher, optimizer, *rest):
+        if run.epoch in (3, 5):  # a stage begins: the first blocks are those that were left
+            assert torch.equal(torch.stack([c.weight for c in student.body])[: len(heads[-1])], heads[-1])
+        distil_epoch(args, run, stage, student, teacher, optimizer, *rest)
+        rates = [o.param_groups[0]["lr"] for o in (optimizer, generators.optimizers["2"])]
+        momentum = bool(optimizer.state) and len(optimizer.state)
+        seen.append((len(student.body), *rates, momentum))
+        heads.append(torch.stack([c.weight.detach().clone() for c in student.body]))
+
+    monkeypatch.setattr("distillation.distil_epoch", epoch_of_ones)
+    validation = SimpleNamespace(psnr=lambda model: {"2": 30.0})
+    student = distil(args, run, teacher, (2,), draw, generators, validation)
+    cosine = lambda x: 0.5 * (1 + math.cos(math.pi * x))
+    expected = []
+    for epoch in range(6):  # the rates of an epoch's last round; a student of n blocks has n + 2 tensors
+        blocks = 2 * (epoch // 2 + 1)
+        expected.append((blocks, 0.8 * cosine((epoch % 2 + 0.5) / 2), 0.4 * cosine((epoch + 0.5) / 6), blocks + 2))
+    for found, wanted in zip(seen, expected, strict=True):
+        assert found == pytest.approx(wanted)
+    assert student.config == {"arch": "vdsr", "n_resblocks": 6, "n_feats": 2}
+    assert run.steps == 12 and run.epoch == 7
+
+
+def test_optimisers_take_their_flags():
+    parameter = [nn.Parameter(torch.zeros(1))]
+    sgd = make_optimizer(arguments("--momentum=0.7", "--wd=0.01", "--lr=0.3"), parameter)
+    assert isinstance(sgd, torch.optim.SGD)
+    assert [sgd.defaults[k] for k in ("lr", "momentum", "weight_decay")] == [0.3, 0.7, 0.01]
+    adam = make_optimizer(arguments("--optimizer=adam", "--lr=0.002"), parameter)
+    assert isinstance(adam, torch.optim.Adam)
+    assert [adam.defaults[k] for k in ("lr", "weight_decay")] == [0.002, 0.0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_changes_nothing(value):
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    with pytest.raises(NotFinite, match="the loss is (nan|inf)"):
+        descend((parameter * value).sum(), optimizer, 0.4, "the loss")
+    assert torch.equal(parameter, torch.tensor([1.0, 2.0]))
+    with pytest.raises(NotFinite, match="the loss is 0, its gradient's norm nan"):
+        descend((parameter * 0).sqrt().sum(), optimizer, 0.4, "the loss")
 
 
 def test_all_scales_are_drawn_evenly_and_reproducibly():

@@ -15,9 +15,7 @@ def count(model):
 
 def tiny(arch):
     torch.manual_seed(1)
-    if arch == "vdsr":
-        return VDSR(n_resblocks=2, n_feats=6)
-    return EDSR(n_resblocks=2, n_feats=6, scale=2)
+    return build_model({"arch": arch, "n_resblocks": 2, "n_feats": 6})
 
 
 def test_parameter_counts_are_the_published_ones():
@@ -163,6 +161,8 @@ def broken(kind):
         return torch.zeros(3)
     elif kind == "module":
         return tiny("vdsr")
+    elif kind == "channels":
+        return {"config": {"arch": "vdsr", "n_feats": 0}, "state_dict": weights}
     elif kind == "config":
         return {"config": {"arch": "srcnn"}, "state_dict": weights}
     return weights
@@ -177,6 +177,7 @@ def broken(kind):
     ("tensor", "holds a Tensor, not a state dict"),
     ("module", "not a file of plain tensors"),
     ("config", "'srcnn'"),
+    ("channels", "no network of vdsr, edsr can be made"),
 ])
 def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, kind, words):
     path = tmp_path / "m.pth"
