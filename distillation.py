@@ -152,7 +152,8 @@ def distil_epoch(args, run, stage, student, teacher, optimizer, draw, generators
     """
     D = distance(args.loss_type)
     begin, end = stage
-    progress = trange(run.round, args.iter, desc=f"epoch {run.epoch}/{args.nEpochs}", unit="round", leave=False)
+    progress = trange(run.round, args.iter, desc=f"epoch {run.epoch}/{args.nEpochs}", unit="round", leave=False,
+                      disable=None)
     for i in progress:
         number = (run.epoch - 1) * args.iter + i
         epochs_done = run.epoch - 1 + i / args.iter
@@ -259,6 +260,8 @@ def load_networks(args):
     student = load_model(args.student, args.device)
     if (student.config["arch"], student.scales) != (teacher.config["arch"], teacher.scales):
         raise InputError(f"{args.student}: has another architecture or scale than the teacher {args.pretrained}")
+    if student.config["n_feats"] > teacher.config["n_feats"]:
+        raise InputError(f"{args.student}: is wider than the teacher {args.pretrained}; are they swapped?")
     return teacher, student
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def add_shared_flags(parser):
     add("--output", help="where the trained network goes besides")
     add("--test_only", action="store_true", help="score, do not train")
     add("--seed", type=whole, default=1, help="of everything random")
+    add("--deterministic", action="store_true", help="on CUDA, only kernels that give the same result every time")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
 
@@ -98,13 +100,17 @@ def settle_shared_flags(args, script, output):
     if args.resume and (args.test_only or args.start_epoch > 1):
         other = "--test_only" if args.test_only else "--start-epoch"
         raise InputError(f"--resume: cannot go with {other}; the checkpoint says where to go on")
-    for flag, path in (("--save_dir", Path(args.save_dir) / "x"), ("--output", Path(args.output))):
+    for flag, path in (("--save_dir", Path(args.save_dir, "x")), ("--output", Path(args.output))):
+        path = path.absolute()
         standing = next(folder for folder in path.parents if folder.exists())
         if not standing.is_dir() or path.is_dir():
             raise InputError(f"{flag} {getattr(args, flag[2:])}: cannot be written, a file or folder of that name "
                              "is in the way")
     args.device = choose_device(args.device)
     set_up_cpu(args.threads)
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True)
 
 
 def make_optimizer(args, parameters):

@@ -75,38 +75,47 @@ class Run:
         """The content of the checkpoint to go on from, None for a new run."""
         newest, before = self / "checkpoint.pth", self / "checkpoint_previous.pth"
         if self.args.resume == "auto":
-            for path in (newest, before):
+            for path in filter(Path.exists, (newest, before)):
                 try:
-                    return self._read(path)
+                    state = self._read(path)
                 except InputError as error:
-                    if path.exists():
-                        tqdm.write(f"warning: {error}")
+                    tqdm.write(f"warning: {error}")
+                else:
+                    self._compare(state, path)
+                    return state
             if newest.exists() or before.exists():
                 raise InputError(f"--resume auto: no checkpoint in {self.path} can be used")
             return None
         if self.args.resume:
-            return self._read(Path(self.args.resume))
+            state = self._read(Path(self.args.resume))
+            self._compare(state, self.args.resume)
+            return state
         if newest.exists():
             try:
-                self._read(newest)
+                self._compare(self._read(newest), newest)
             except InputError as error:
-                raise InputError(f"--save_dir {self.path}: holds another run's checkpoint; give another folder, or "
-                                 f"remove it ({error})") from None
+                raise InputError(f"--save_dir {self.path}: holds another run; give another folder, or remove it "
+                                 f"({error})") from None
         return None
 
     def _read(self, path):
-        """The state in the checkpoint `path`. Raises InputError where it is none, or of other settings."""
+        """The state in the checkpoint `path`. Raises InputError where it is none."""
         state = read_checkpoint(path)
         needed = (*PLACE, "sums", "seconds", "settings", "config", "model", "optimizer")
         if not isinstance(state, dict) or not state.keys() >= set(needed):
             raise InputError(f"{path}: is no checkpoint.pth of a run")
+        return state
+
+    def _compare(self, state, path):
+        """Raise InputError, with a list, where the run that left `state` had other settings."""
         theirs = state["settings"]
+        if theirs.get("script") != self.settings.get("script"):
+            raise InputError(f"{path}: was left by {theirs.get('script')}.py, not by {self.settings.get('script')}.py")
         different = [f"{name} was {theirs.get(name)}, is {self.settings.get(name)}"
                      for name in sorted(theirs.keys() | self.settings.keys())
                      if theirs.get(name) != self.settings.get(name)]
         if different:
             raise InputError(f"{path}: was left by other settings: {'; '.join(different)}")
-        return state
 
     def _trim(self):
         """Drop what the folder holds of epochs that are to come (again)."""

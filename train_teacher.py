@@ -44,7 +44,8 @@ def parse_arguments(argv=None):
 def train_epoch(args, run, model, optimizer, patches):
     """What is left of the run's epoch, --iter steps of D(model(input), HR)."""
     D = distance(args.loss_type)
-    progress = trange(run.round, args.iter, desc=f"epoch {run.epoch}/{args.nEpochs}", unit="step", leave=False)
+    progress = trange(run.round, args.iter, desc=f"epoch {run.epoch}/{args.nEpochs}", unit="step", leave=False,
+                      disable=None)
     for i in progress:
         set_learning_rate(optimizer, args.lr * decay(args, run.epoch - 1 + i / args.iter, args.nEpochs))
         inputs, hr = patches.batch((run.epoch - 1) * args.iter + i, args.batchSize)

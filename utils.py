@@ -121,7 +121,7 @@ def read_checkpoint(path):
             f"{path}: not a file of plain tensors (a pickled module, perhaps, which would run code); "
             "save model.state_dict() with torch.save and give that file"
         ) from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # whatever a damaged file makes the reader stumble over
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path}: cannot be read as a checkpoint ({reason})") from None
 

@@ -55,9 +55,9 @@ def choose_sets(data_dir, names=None):
     Where nothing was asked for and nothing is found, scikit-image's photographs serve. Returns
     {name: paths}; raises InputError for a set that was asked for and is missing.
     """
-    found = {name: set_paths(data_dir, name) for name in (names.split("+") if names else KNOWN_SETS)}
+    found = {name: set_paths(data_dir, name) for name in (KNOWN_SETS if names is None else names.split("+"))}
     for name, paths in found.items():
-        if names and not paths:
+        if names is not None and not paths:
             raise InputError(
                 f"{data_dir}: no images of the set {name}; expected {data_dir}/benchmark/{name}/HR/*.png|jpg "
                 f"(or {data_dir}/{name}/; the name {BUNDLED} stands for scikit-image's photographs)"
@@ -144,7 +144,7 @@ class Benchmarks:
         upscaled_input = next(iter(networks.values())).upscaled_input
         results = {}
         count = sum(map(len, self.sets.values())) * len(self.scales)
-        with tqdm(total=count, desc="scoring", unit="image", leave=False) as progress:
+        with tqdm(total=count, desc="scoring", unit="image", leave=False, disable=None) as progress:
             for name, images in self.sets.items():
                 results[name] = {}
                 for scale in self.scales:

@@ -38,6 +38,8 @@ def read_image(path):
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
                 raise InputError(f"{path}: has more than 8 bits a channel ({image.mode}); convert it to 8")
+            if "transparency" in image.info:
+                image = image.convert("RGBA")
             return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as an image ({error})") from None

@@ -66,7 +66,7 @@ class TrainingPatches:
         self.seed, self.device, self.channels = seed, device, channels
         hr_buffer, input_buffer = _Buffer(), _Buffer()
         table = []
-        for path in tqdm(paths, desc="images", unit="", leave=False):
+        for path in tqdm(paths, desc="images", unit="", leave=False, disable=None):
             rgb = read_image(path)
             pixels = luma(rgb)[None] if channels == 1 else rgb.transpose(2, 0, 1)
             image = torch.as_tensor(np.ascontiguousarray(pixels), dtype=torch.float32) / 255

@@ -72,13 +72,18 @@ def _translate(weights):
 
 def _infer_config(weights, path):
     """The architecture that names and shapes tell. EDSR's res_scale they do not: its usual values."""
-    indices = [int(match[1]) for name in weights if (match := re.match(r"^body\.(\d+)\.", name))]
-    n_blocks = max(indices, default=-1) + 1
+
+    def channels(name):
+        if weights[name].dim() != 4:
+            raise InputError(f"{path}: the tensor '{name}' is {tuple(weights[name].shape)}, expected 4 dimensions")
+        return len(weights[name])
+
+    n_blocks = len({match[1] for name in weights if (match := re.match(r"^body\.(\d+)\.", name))})
     if "head.weight" in weights:
-        return {"arch": "vdsr", "n_resblocks": n_blocks, "n_feats": len(weights["head.weight"])}
+        return {"arch": "vdsr", "n_resblocks": n_blocks, "n_feats": channels("head.weight")}
     if "head.0.weight" in weights and "tail.0.0.weight" in weights:
-        n_feats = len(weights["head.0.weight"])
-        thrice = len(weights["tail.0.0.weight"]) == 9 * n_feats
+        n_feats = channels("head.0.weight")
+        thrice = channels("tail.0.0.weight") == 9 * n_feats
         scale = 4 if "tail.0.2.weight" in weights else 3 if thrice else 2
         res_scale = 0.1 if n_feats >= 256 else 1.0
         return {"arch": "edsr", "n_resblocks": n_blocks - 1, "n_feats": n_feats,

@@ -1,0 +1,50 @@
+"""What only a GPU can show; skipped where there is none."""
+
+import pytest
+import torch
+
+import distillation
+from bicubic import imresize
+from data.images import BUNDLED_TEST, bundled_photographs
+from data.patches import TrainingPatches
+from tests.helpers import read, student_flags, weights_equal
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+def test_imresize_replays_in_a_cuda_graph():
+    x = torch.rand(4, 1, 48, 48, device="cuda")
+    imresize(x, 1 / 3)  # the first call makes the weights
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = imresize(x, 1 / 3)
+    x.copy_(torch.rand_like(x))
+    graph.replay()
+    torch.testing.assert_close(y.cpu(), imresize(x.cpu(), 1 / 3))
+
+
+@pytest.mark.parametrize("size", [48, 600])
+def test_imresize_on_the_gpu_equals_the_cpu(size):
+    x = torch.rand(1, size, size)
+    for scale in (2, 1 / 3, 0.7):
+        torch.testing.assert_close(imresize(x.cuda(), scale).cpu(), imresize(x, scale), rtol=1e-5, atol=1e-5)
+        assert imresize(x.cuda().half(), scale).dtype == torch.float16
+    byte = (255 * x).byte()
+    assert torch.equal(imresize(byte.cuda(), 1 / 3).cpu(), imresize(byte, 1 / 3))
+
+
+def test_patches_are_those_of_the_cpu():
+    paths = bundled_photographs(BUNDLED_TEST)[1:2]
+    cpu, gpu = (TrainingPatches(paths, (2, 3, 4), 24, 1, device) for device in ("cpu", "cuda"))
+    for a, b in zip(cpu.batch(3, 5), gpu.batch(3, 5)):
+        assert torch.equal(a, b.cpu())
+
+
+@pytest.mark.parametrize("source", ["generator", "noise", "folder"])
+def test_distillation_runs_and_resumes(run, images, tiny_teacher, tmp_path, source):
+    flags = (*student_flags(images, tiny_teacher), "--device=cuda", f"--source={source}")
+    assert run(distillation, *flags, "--nEpochs=1", "--save_dir=a").returncode == 0
+    resumed = run(distillation, *flags, "--nEpochs=2", "--save_dir=a", "--resume=auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [m["epoch"] for m in read(tmp_path / "a")[1]] == [1, 2]
+    assert weights_equal(tmp_path / "student.pth", tmp_path / "a/model_last.pth")
