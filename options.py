@@ -97,9 +97,8 @@ def settle_shared_flags(args, script, output):
     args.weight_decay = args.weight_decay if args.weight_decay is not None else (1e-4 if sgd else 0.0)
     if args.start_epoch > args.nEpochs:
         raise InputError(f"--start-epoch {args.start_epoch}: is beyond --nEpochs {args.nEpochs}")
-    if args.resume and (args.test_only or args.start_epoch > 1):
-        other = "--test_only" if args.test_only else "--start-epoch"
-        raise InputError(f"--resume: cannot go with {other}; the checkpoint says where to go on")
+    if args.resume and args.test_only:
+        raise InputError("--resume: cannot go with --test_only, which does not train")
     for flag, path in (("--save_dir", Path(args.save_dir, "x")), ("--output", Path(args.output))):
         path = path.absolute()
         standing = next(folder for folder in path.parents if folder.exists())

@@ -19,8 +19,9 @@ from tqdm import tqdm
 from utils import (InputError, NotFinite, Stopped, append_line, device_name, git_revision, read_checkpoint,
                    save_atomically, save_json, save_model, write_atomically)
 
-# Flags that may change between a run and its resumption: lengths, paths, logging, device.
-MAY_CHANGE = {"nEpochs", "resume", "pretrained", "save_dir", "output", "data_dir", "data_test", "val_dataset",
+# Flags that do not make another run: where it starts, paths, logging, device. --nEpochs, too, may change when
+# a run is resumed; but a shorter or longer one does not begin in the folder of another.
+MAY_CHANGE = {"start_epoch", "resume", "pretrained", "save_dir", "output", "data_dir", "data_test", "val_dataset",
               "threads", "device", "checkpoint_every", "student", "test_only"}
 
 
@@ -111,8 +112,8 @@ class Run:
         theirs = state["settings"]
         if theirs.get("script") != self.settings.get("script"):
             raise InputError(f"{path}: was left by {theirs.get('script')}.py, not by {self.settings.get('script')}.py")
-        different = [f"{name} was {theirs.get(name)}, is {self.settings.get(name)}"
-                     for name in sorted(theirs.keys() | self.settings.keys())
+        names = (theirs.keys() | self.settings.keys()) - ({"nEpochs"} if self.args.resume else set())
+        different = [f"{name} was {theirs.get(name)}, is {self.settings.get(name)}" for name in sorted(names)
                      if theirs.get(name) != self.settings.get(name)]
         if different:
             raise InputError(f"{path}: was left by other settings: {'; '.join(different)}")

@@ -163,7 +163,9 @@ def test_other_settings_are_listed_and_refused(run, images, tiny_teacher, tmp_pa
     model.tail.weight.data += 1
     utils.save_model(model, other)
     assert_refused(run(distillation, *flags, "--pretrained", other, "--resume=auto"), "teacher was")
+    assert_refused(run(distillation, *flags, "--nEpochs=2"), "holds another run", "nEpochs was 1, is 2")
     assert before == {p: p.read_bytes() for p in (tmp_path / "runs/distillation").rglob("*") if p.is_file()}
+    assert run(distillation, *flags).returncode == 0  # the same once more begins anew
     allowed = ("--nEpochs=2", "--threads=1", "--output=b.pth", "--checkpoint_every=1", "--resume=auto")
     assert run(distillation, *flags, *allowed).returncode == 0
     assert [m["epoch"] for m in read(tmp_path / "runs/distillation")[1]] == [1, 2]
@@ -207,3 +209,16 @@ def test_a_file_that_cannot_grow_is_one_line(run, monkeypatch, images, tiny_teac
     assert_refused(run(distillation, *flags, "--resume=auto"), "No space left on device")
     assert (tmp_path / "runs/distillation/checkpoint.pth").read_bytes() == kept
     assert not list(tmp_path.glob("**/*.part"))
+
+
+def test_a_second_interrupt_ends_at_once(monkeypatch, images, tiny_teacher, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    args = distillation.parse_arguments([*map(str, student_flags(images, tiny_teacher)), "--save_dir=run"])
+    args.device = torch.device("cpu")
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with Run(args, ["student"]):
+        signal.raise_signal(signal.SIGINT)
+        assert codes == []
+        signal.raise_signal(signal.SIGINT)
+    assert codes == [130]

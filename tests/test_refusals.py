@@ -38,8 +38,8 @@ OPTIONS = [  # flags beside those of a tiny run, and what the line must say
     ("--checkpoint_every=0", "--checkpoint_every"), ("--device=cuda:99", "--device cuda:99"),
     ("--device=abacus", "--device abacus"), ("--val_dataset=Set5+Set14", "--val_dataset"),
     ("--val_dataset=Set6", "Set6"), ("--data_test=Set5+Set6", "Set6"), ("--data_test=", "no images of the set"),
-    ("--resume=nowhere.pth", "nowhere.pth"), ("--resume=auto --start-epoch=2", "--start-epoch"),
-    ("--resume=auto --test_only", "--test_only"), ("--align", "--align"), ("--nEpoch=2", "--nEpoch"),
+    ("--resume=nowhere.pth", "nowhere.pth"), ("--resume=auto --test_only", "--test_only"),
+    ("--align", "--align"), ("--nEpoch=2", "--nEpoch"),
     ("--save_dir=/proc/nowhere", "/proc/nowhere"), ("--save_dir=/dev/null", "--save_dir"),
     ("--output=/dev/null/x.pth", "--output"), ("--output=.", "--output"),
 ]
