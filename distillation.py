@@ -33,7 +33,7 @@ from utils import (InputError, fingerprint, random_stream, run_script, save_mode
 # --demo: a small teacher (how it was trained is in the README) and settings for minutes on a CPU.
 DEMO = dict(
     pretrained=str(Path(__file__).parent / "models" / "demo_teacher.pth"), output="runs/demo/student.pth",
-    data_test="skimage", val_dataset="skimage", batchSize=4, nEpochs=5, iter=60, stu_step=20, optimizer="adam",
+    data_test="skimage", val_dataset="skimage", batchSize=4, nEpochs=5, iter=50, stu_step=20, optimizer="adam",
     schedule="cosine", lr=2e-3,
 )
 
