@@ -280,7 +280,7 @@ def main(args):
     if student is None:
         student = distil(args, run, teacher, scales, draw, generators, validation)
         save_model(student, args.output)
-        save_sample_sheet(run / "samples", run / "samples.png")
+        save_sample_sheet(run / "samples", run / "samples.png", scales)
     networks = {"teacher": teacher, "student": student}
     results = benchmarks.scores(networks, bicubic=True)
     run.save_results(results, student_steps=run.steps)

@@ -12,6 +12,7 @@ from torchvision.utils import make_grid
 from utils import write_atomically
 
 _GAP = 4  # pixels between pictures
+_EACH = 4  # images of a batch that are shown
 _SAMPLE = 2  # enlargement of a drawn image
 _TEXT = 18  # height of a line of text
 
@@ -34,26 +35,33 @@ def _label(canvas, position, text):
     ImageDraw.Draw(canvas).text(position, text, fill="black", font=ImageFont.load_default(size=13), anchor="mm")
 
 
-def save_epoch_samples(path, batches, each=4):
-    """A strip of the first `each` images of every batch (B, C, H, W) in [0, 1], enlarged to one size."""
+def save_epoch_samples(path, batches):
+    """A strip of the first images of every batch (B, C, H, W) in [0, 1], enlarged to one size."""
     side = _SAMPLE * max(batch.shape[-1] for batch in batches)
-    images = torch.cat([interpolate(batch[:each].float(), side, mode="nearest") for batch in batches])
+    images = torch.cat([interpolate(batch[:_EACH].float(), side, mode="nearest") for batch in batches])
     grid = make_grid(images, nrow=len(images), padding=_GAP, pad_value=1)
     _save(_to_image(255 * grid.cpu().numpy()), path)
 
 
-def save_sample_sheet(folder, path, most=10):
-    """One sheet of the strips in `folder`, at most `most` of them, evenly from the first epoch to the last."""
+def save_sample_sheet(folder, path, scales, most=10):
+    """One sheet of the strips in `folder`, at most `most` of them, evenly from the first epoch to the last.
+
+    scales: what the strips show, from left to right.
+    """
     files = sorted(Path(folder).glob("epoch_*.png"))
     if not files:  # nothing was trained here: a finished run was resumed into another folder
         return
     files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, most).round().astype(int))]
     strips = [Image.open(file) for file in files]
     margin, height = 80, strips[0].height
-    sheet = Image.new("RGB", (margin + strips[0].width, height * len(strips)), "white")
+    width = strips[0].width
+    sheet = Image.new("RGB", (margin + width, _TEXT + height * len(strips)), "white")
+    for i, scale in enumerate(scales):
+        _label(sheet, (margin + (2 * i + 1) * width // (2 * len(scales)), _TEXT // 2), f"x{scale}")
     for i, (file, strip) in enumerate(zip(files, strips)):
-        sheet.paste(strip, (margin, i * height))
-        _label(sheet, (margin // 2, i * height + height // 2), f"epoch {int(file.stem.split('_')[1])}")
+        top = _TEXT + i * height
+        sheet.paste(strip, (margin, top))
+        _label(sheet, (margin // 2, top + height // 2), f"epoch {int(file.stem.split('_')[1])}")
     _save(sheet, path)
 
 
