@@ -92,12 +92,12 @@ def test_equals_the_exact_computation(scale, antialias, padding):
 
 @both_paddings
 @pytest.mark.parametrize("scale", [F(2), F(1, 3), F(7, 10)], ids=str)
-@pytest.mark.parametrize("shape", [(3, 520), (520, 2), (2, 260)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 260), (260, 2), (2, 140)], ids=str)
 def test_long_images_equal_the_exact_computation(shape, scale, padding):
     bicubic._taps.cache_clear()
     image = random_image(*shape)
     assert_near(imresize(image, float(scale), padding=padding), oracle(image, (scale, scale), padding))
-    assert bicubic._taps.cache_info().misses == (max(shape) * max(scale, 1) > 512)
+    assert bicubic._taps.cache_info().misses == (max(shape) * max(scale, 1) > bicubic._DENSE_LENGTH)
 
 
 @both_paths
