@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 
 import utils
 from models import VDSR
+from tests.helpers import Outcome
 from utils import save_model
 
 ROOT = Path(__file__).parent.parent
@@ -59,15 +59,6 @@ def tiny_teacher(tmp_path_factory):
     path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
     save_model(model, path)
     return path
-
-
-@dataclass
-class Outcome:
-    """What a script did: its exit code and what it printed."""
-
-    returncode: int
-    stdout: str
-    stderr: str
 
 
 @pytest.fixture

@@ -1,12 +1,19 @@
-"""Flags of tiny runs, and what tests ask of the runs they made."""
+"""Running the scripts, flags of tiny runs, and what tests ask of the runs they made."""
 
 import json
+import multiprocessing
+import os
+import sys
+from dataclasses import dataclass
 
 import torch
 
+import distillation
+import train_teacher
+import utils
 from models.load import load_model
 
-TINY = ("--batchSize=2", "--iter=2", "--device=cpu", "--threads=2")
+TINY = ("--batchSize=2", "--iter=2", "--device=cpu", "--threads=1")
 
 
 def teacher_flags(images):
@@ -36,3 +43,38 @@ def assert_refused(process, *words):
     lines = process.stderr.splitlines()
     assert len(lines) == 1 and "error: " in lines[0], process.stderr
     assert all(word in lines[0] for word in words), lines[0]
+
+
+@dataclass
+class Outcome:
+    """What a script did: its exit code and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+# A server that has imported torch once forks each process, which saves seconds every time.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["distillation", "train_teacher"])
+
+
+def _script(script, flags, folder, output):
+    os.chdir(folder)
+    sys.argv = [script]
+    sys.stdout, sys.stderr = open(output / "stdout", "w"), open(output / "stderr", "w", buffering=1)
+    module = {"train_teacher.py": train_teacher, "distillation.py": distillation}[script]
+    utils.run_script(module.main, module.parse_arguments([*map(str, flags)]))
+
+
+def start(script, flags, folder, output=None):
+    """A process that runs a script in `folder`; what it prints goes to stdout and stderr in `output`."""
+    process = PROCESSES.Process(target=_script, args=(script, flags, folder, output or folder))
+    process.start()
+    return process
+
+
+def finish(process):
+    """Its exit code: negative where a signal killed it."""
+    process.join(120)
+    return process.exitcode

@@ -1,10 +1,8 @@
 """Runs that are killed, told to stop, or go wrong, as processes; and their resumption."""
 
-import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 
 import pytest
@@ -15,32 +13,7 @@ import train_teacher
 import utils
 from models.load import load_model
 from run import Run
-from tests.helpers import assert_refused, read, student_flags, teacher_flags, weights_equal
-
-# A server that has imported torch once forks each process, which saves seconds every time.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["distillation", "train_teacher"])
-
-
-def _script(script, flags, folder):
-    os.chdir(folder)
-    sys.argv = [script]
-    sys.stdout, sys.stderr = open("stdout", "w"), open("stderr", "w", buffering=1)
-    module = {"train_teacher.py": train_teacher, "distillation.py": distillation}[script]
-    utils.run_script(module.main, module.parse_arguments([*map(str, flags), "--threads=1"]))
-
-
-def start(script, flags, folder):
-    """A process that runs a script in `folder`."""
-    process = PROCESSES.Process(target=_script, args=(script, flags, folder))
-    process.start()
-    return process
-
-
-def finish(process):
-    process.join(120)
-    return process.exitcode
-
+from tests.helpers import assert_refused, finish, read, start, student_flags, teacher_flags, weights_equal
 
 @pytest.fixture(scope="module")
 def whole_runs(images, tiny_teacher, tmp_path_factory):

@@ -3,6 +3,7 @@
 import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,20 @@ import distillation
 import train_teacher
 from data.images import read_image
 from models import EDSR, VDSR, Generator
-from tests.helpers import assert_refused, student_flags, teacher_flags
+from tests.helpers import Outcome, assert_refused, finish, start, student_flags, teacher_flags
 from utils import save_model
+
+
+@pytest.fixture
+def run(tmp_path, tmp_path_factory):
+    """run(script module, flags...) runs a script in an empty folder as a process."""
+    output = tmp_path_factory.mktemp("output")
+
+    def run_script(script, *flags):
+        code = finish(start(Path(script.__file__).name, flags, tmp_path, output))
+        return Outcome(code, (output / "stdout").read_text(), (output / "stderr").read_text())
+
+    return run_script
 
 
 def files_of(folder):
