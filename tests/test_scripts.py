@@ -140,6 +140,19 @@ def test_without_data_the_bundled_photographs_serve(run, tiny_teacher, tmp_path)
     assert list(results["results"]) == ["skimage"]
 
 
+def test_half_width_with_the_data_is_the_student_column(run, tmp_path):
+    """Trained on scikit-image's pictures, started from a network that was trained before."""
+    flags = (*teacher_flags("skimage")[:-1], "--model_type=half", "--scale=4", "--nEpochs=1")
+    assert run(train_teacher, *flags, "--n_feats=6").returncode == 0
+    results, metrics = read(tmp_path / "runs/train_teacher")
+    assert set(results["results"]["skimage"]["4"]) == {"bicubic", "student"} and results["steps"] == 2
+    assert load_model(tmp_path / "half.pth").config["n_feats"] == 3
+    flags = [flag for flag in flags if not flag.startswith(("--n_", "--lr"))]
+    more = run(train_teacher, *flags, "--pretrained=half.pth", "--lr=1e-9", "--save_dir=b", "--output=more.pth")
+    assert more.returncode == 0, more.stderr
+    assert read(tmp_path / "b")[1][0]["psnr"]["4"] == pytest.approx(metrics[0]["psnr"]["4"], abs=1e-3)
+
+
 def test_demo(run, tmp_path):
     process = run(distillation, "--demo", "--nEpochs=1", "--iter=1", "--stu_step=2")
     assert process.returncode == 0, process.stderr
