@@ -198,37 +198,42 @@ def make_source(args, scales, teacher):
     return folder_source(args, scales, teacher), None
 
 
-def distil(args, run, teacher, scales, draw, generators, validation):
-    """Distil to --nEpochs, saving after each epoch. Returns the student."""
+def restore(state, args, generators):
+    """(student, optimizer) of a checkpoint; the generators' content goes back in its place."""
+    student = build_model(state["config"]).to(args.device)
+    student.load_state_dict(state["model"])
+    optimizer = make_optimizer(args, student.parameters())
+    optimizer.load_state_dict(state["optimizer"])
+    if generators:
+        generators.load_state_dict(state["generators"])
+    return student, optimizer
+
+
+def distil(args, run, student, optimizer, teacher, scales, draw, generators, validation):
+    """Distil to --nEpochs, saving after each epoch. student and optimizer: None for a new run.
+
+    Returns the student.
+    """
     full = half_width(teacher.config) if args.model_type == "half" else teacher.config
-    student, optimizer = None, None
-    if run.state:
-        student = build_model(run.state["config"]).to(args.device)
-        student.load_state_dict(run.state["model"])
-        if generators:
-            generators.load_state_dict(run.state["generators"])
     run.snapshot = lambda: {"config": student.config, "model": student.state_dict(),
                             "optimizer": optimizer.state_dict(),
                             "generators": generators.state_dict() if generators else None}
-
-    with run:
-        for number, (begin, end, blocks) in enumerate(stages(full["n_resblocks"], args)):
-            if end <= run.epoch:
-                continue
+    for number, (begin, end, blocks) in enumerate(stages(full["n_resblocks"], args)):
+        if end <= run.epoch:
+            continue
+        if student is None or (run.epoch, run.round, run.step) == (begin, 0, 0):  # a new stage
             seed_everything(args.seed, "student", number)
             if student is None:
                 student = build_model({**full, "n_resblocks": blocks}).to(args.device)
             else:
                 student.grow(blocks, args.grow_init)
             optimizer = make_optimizer(args, student.parameters())
-            if run.state and (run.state["epoch"], run.state["round"], run.state["step"]) > (begin, 0, 0):
-                optimizer.load_state_dict(run.state["optimizer"])
-            while run.epoch < end:
-                distil_epoch(args, run, (begin, end), student, teacher, optimizer, draw, generators, scales)
-                with run.resting():
-                    psnr = validation.psnr(student)
-                save_epoch_samples(run / f"samples/epoch_{run.epoch:04d}.png", [draw(s, "sample") for s in scales])
-                run.end_epoch(student, psnr)
+        while run.epoch < end:
+            distil_epoch(args, run, (begin, end), student, teacher, optimizer, draw, generators, scales)
+            with run.resting():
+                psnr = validation.psnr(student)
+            save_epoch_samples(run / f"samples/epoch_{run.epoch:04d}.png", [draw(s, "sample") for s in scales])
+            run.end_epoch(student, psnr)
     return student
 
 
@@ -272,21 +277,25 @@ def main(args):
     args.loss_type = args.loss_type or ("MSE" if teacher.upscaled_input else "L1")
     check(args, teacher, scales)
     benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device)
-    if student is None:
+    if not args.test_only:
         validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
         draw, generators = make_source(args, scales, teacher)
     losses = ["student", "L_R", "L_adv"] if args.source == "generator" else ["student"]
     run = Run(args, losses, script="distillation", teacher=fingerprint(teacher))
-    if student is None:
-        student = distil(args, run, teacher, scales, draw, generators, validation)
-        save_model(student, args.output)
-        save_sample_sheet(run / "samples", run / "samples.png", scales)
-    networks = {"teacher": teacher, "student": student}
-    results = benchmarks.scores(networks, bicubic=True)
-    run.save_results(results, student_steps=run.steps)
-    save_comparison(run / "comparison.png", *benchmarks.example(networks))
-    run.say(format_table(results, paper_scores(teacher)))
-    run.say(f"student: {args.student or args.output}; pictures and results: {run.path}")
+    begun = run.restore(lambda state: restore(state, args, generators)) or (None, None)
+    with run:
+        if not args.test_only:
+            student = distil(args, run, *begun, teacher, scales, draw, generators, validation)
+            save_model(student, args.output)
+            save_sample_sheet(run / "samples", run / "samples.png", scales)
+        with run.resting():
+            networks = {"teacher": teacher, "student": student}
+            results = benchmarks.scores(networks, bicubic=True)
+            example = benchmarks.example(networks)
+        run.save_results(results, student_steps=run.steps)
+        save_comparison(run / "comparison.png", *example)
+        run.say(format_table(results, paper_scores(teacher)))
+        run.say(f"student: {args.student or args.output}; pictures and results: {run.path}")
 
 
 if __name__ == "__main__":

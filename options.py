@@ -30,15 +30,14 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def number(kind, least, most=math.inf, above=False):
-    """An argparse type: a finite `kind` from `least` (`above`: more than that) to `most`."""
+def number(kind, least, most=2**31 - 1, above=False):
+    """An argparse type: a `kind` from `least` (`above`: more than that) to `most`."""
 
     def parse(text):
         value = kind(text)
-        low = value <= least if above else value < least
-        if low or value > most or not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"{text} is not {'above' if above else 'at least'} {least}"
-                                             + (f" and at most {most}" if most < math.inf else ""))
+        if not least <= value <= most or above and value == least:
+            low = "above" if above else "at least"
+            raise argparse.ArgumentTypeError(f"{text[:40]} is not {low} {least} and at most {most}")
         return value
 
     parse.__name__ = {int: "integer", float: "number"}[kind]
@@ -72,7 +71,7 @@ def add_shared_flags(parser):
     add("--resume", metavar="CHECKPOINT",
         help="go on from this checkpoint.pth; auto: from the newest in --save_dir, if any")
     add("--checkpoint_every", type=positive, default=5, metavar="MINUTES", help="besides after every epoch")
-    add("--threads", type=whole, default=0, help="CPU threads; 0: as many as cores")
+    add("--threads", type=number(int, 0, 1024), default=0, help="CPU threads; 0: as many as cores")
     add("--val_dataset", help="set scored after each epoch (default: Set5)")
     add("--data_test", metavar="A+B", help="sets scored at the end (default: all that are found)")
     add("--data_dir", "--tmp_data_dir", default="datasets", help="folder of the image sets")
@@ -90,6 +89,16 @@ def settle_shared_flags(args, script, output):
 
     script and output: what names the default --save_dir, and the default --output.
     """
+    for name in ("resume", "pretrained", "student", "save_dir", "output", "data_dir", "data_test", "val_dataset"):
+        if getattr(args, name, None) == "":
+            raise InputError(f"--{name}: is empty")
+    if args.resume not in (None, "auto"):
+        if not Path(args.resume).is_file():
+            raise InputError(f"--resume {args.resume}: no such checkpoint file")
+        args.save_dir = args.save_dir or str(Path(args.resume).parent)
+        if Path(args.resume).resolve().parent != Path(args.save_dir).resolve():
+            raise InputError(f"--resume {args.resume}: a run goes on in its own folder, which --save_dir "
+                             f"{args.save_dir} is not")
     args.save_dir = args.save_dir or f"runs/{script}" + ("_test" if args.test_only else "")
     args.output = args.output or output
     sgd = args.optimizer == "sgd"
@@ -99,17 +108,30 @@ def settle_shared_flags(args, script, output):
         raise InputError(f"--start-epoch {args.start_epoch}: is beyond --nEpochs {args.nEpochs}")
     if args.resume and args.test_only:
         raise InputError("--resume: cannot go with --test_only, which does not train")
-    for flag, path in (("--save_dir", Path(args.save_dir, "x")), ("--output", Path(args.output))):
-        path = path.absolute()
-        standing = next(folder for folder in path.parents if folder.exists())
-        if not standing.is_dir() or path.is_dir():
-            raise InputError(f"{flag} {getattr(args, flag[2:])}: cannot be written, a file or folder of that name "
-                             "is in the way")
+    check_places(args)
     args.device = choose_device(args.device)
     set_up_cpu(args.threads)
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True)
+
+
+def check_places(args):
+    """Raise InputError where --save_dir or --output cannot be written: before training, not after."""
+    save_dir, output = Path(args.save_dir).absolute(), Path(args.output).absolute()
+    for flag, folder in (("--save_dir", save_dir), ("--output", output.parent)):
+        standing = next(place for place in (folder, *folder.parents) if place.exists())
+        if not standing.is_dir():
+            raise InputError(f"{flag} {getattr(args, flag[2:])}: {standing} is a file, not a folder")
+    if output.is_dir():
+        raise InputError(f"--output {args.output}: is a folder")
+    probe = output.with_name(output.name + ".part")
+    if output.parent.is_dir():
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(f"--output {args.output}: cannot be written ({error.strerror})") from None
 
 
 def make_optimizer(args, parameters):

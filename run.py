@@ -19,10 +19,11 @@ from tqdm import tqdm
 from utils import (InputError, NotFinite, Stopped, append_line, device_name, git_revision, read_checkpoint,
                    save_atomically, save_json, save_model, write_atomically)
 
-# Flags that do not make another run: where it starts, paths, logging, device. --nEpochs, too, may change when
-# a run is resumed; but a shorter or longer one does not begin in the folder of another.
-MAY_CHANGE = {"start_epoch", "resume", "pretrained", "save_dir", "output", "data_dir", "data_test", "val_dataset",
-              "threads", "device", "checkpoint_every", "student", "test_only"}
+# Flags that do not make another run: paths, logging, device. (The scripts pass what is in the file that
+# --pretrained names.) --nEpochs, too, may change when a run is resumed; but a shorter or longer one does not
+# begin in the folder of another.
+MAY_CHANGE = {"resume", "pretrained", "save_dir", "output", "data_dir", "data_test", "threads", "device",
+              "checkpoint_every"}
 
 
 # What a checkpoint says of where the run is: what comes next, steps made, best and last validation PSNR.
@@ -35,7 +36,7 @@ class Run:
     snapshot: a function of the script's that returns {"config", "model", "optimizer", ...}, the state of all
     that learns. state: with --resume, the checkpoint's content, else None. sums: running sums of the epoch's
     losses, called `losses`. settings: what else than the flags must be the same where a run is resumed. Use as
-    a context manager around training: SIGINT and SIGTERM then end it after the step, with a
+    a context manager around training and scoring, before which nothing is written: SIGINT and SIGTERM then end it after the step, with a
     checkpoint. Raises InputError on a --resume or --save_dir that cannot serve, before anything is written.
     """
 
@@ -46,16 +47,16 @@ class Run:
         self.sums = torch.zeros(len(losses), device=args.device)
         self.best, self.seconds_before = float("-inf"), 0.0
         self.signal, self.resting_now, self.snapshot = None, False, None
-        self.state = None if args.test_only else self._find_state()
+        self.newest_is_good = True
+        self.state = self._find_state()
         if self.state:
             for name in PLACE:
                 setattr(self, name, self.state[name])
             self.sums += self.state["sums"].to(args.device)
             self.seconds_before = self.state["seconds"]
+            if args.nEpochs < self.epoch - 1:
+                raise InputError(f"--nEpochs {args.nEpochs}: the run to resume has made {self.epoch - 1} already")
         self.started = self.saved = time.time()
-        save_json(vars(args), self.path / "config.json")
-        if not args.test_only:
-            self._trim()
 
     def __truediv__(self, name):
         return self.path / name
@@ -67,7 +68,10 @@ class Run:
 
     def say(self, line):
         """Print a line and append it to log.txt."""
-        tqdm.write(line)
+        try:
+            tqdm.write(line)
+        except OSError:  # whoever read our output is gone; log.txt still has it
+            pass
         append_line(self / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
 
     # ---- resuming
@@ -75,25 +79,31 @@ class Run:
     def _find_state(self):
         """The content of the checkpoint to go on from, None for a new run."""
         newest, before = self / "checkpoint.pth", self / "checkpoint_previous.pth"
+        found = [path for path in (newest, before) if path.exists()]
+        if self.args.test_only:
+            if found:
+                raise InputError(f"--save_dir {self.path}: holds a run; give --test_only another folder")
+            return None
         if self.args.resume == "auto":
-            for path in filter(Path.exists, (newest, before)):
+            for path in found:
                 try:
                     state = self._read(path)
                 except InputError as error:
                     tqdm.write(f"warning: {error}")
+                    self.newest_is_good = False
                 else:
                     self._compare(state, path)
                     return state
-            if newest.exists() or before.exists():
+            if found:
                 raise InputError(f"--resume auto: no checkpoint in {self.path} can be used")
             return None
         if self.args.resume:
             state = self._read(Path(self.args.resume))
             self._compare(state, self.args.resume)
             return state
-        if newest.exists():
+        if found:
             try:
-                self._compare(self._read(newest), newest)
+                self._compare(self._read(found[0]), found[0])
             except InputError as error:
                 raise InputError(f"--save_dir {self.path}: holds another run; give another folder, or remove it "
                                  f"({error})") from None
@@ -103,7 +113,10 @@ class Run:
         """The state in the checkpoint `path`. Raises InputError where it is none."""
         state = read_checkpoint(path)
         needed = (*PLACE, "sums", "seconds", "settings", "config", "model", "optimizer")
-        if not isinstance(state, dict) or not state.keys() >= set(needed):
+        if not isinstance(state, dict) or not state.keys() >= set(needed) or not (
+            isinstance(state["settings"], dict) and isinstance(state["epoch"], int)
+            and isinstance(state["round"], int) and isinstance(state["step"], int)
+        ):
             raise InputError(f"{path}: is no checkpoint.pth of a run")
         return state
 
@@ -118,9 +131,23 @@ class Run:
         if different:
             raise InputError(f"{path}: was left by other settings: {'; '.join(different)}")
 
+    def restore(self, load):
+        """What `load(state)` makes of the checkpoint to go on from; None for a new run."""
+        if not self.state:
+            return None
+        try:
+            return load(self.state)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"--resume {self.args.resume}: its content does not fit the run ({reason})") from None
+
     def _trim(self):
-        """Drop what the folder holds of epochs that are to come (again)."""
+        """Drop what the folder holds of epochs that are to come (again), for a new run of all."""
         lines = []
+        if not self.state:
+            old = ("checkpoint.pth", "checkpoint_previous.pth", "model_best.pth", "model_last.pth", "results.json")
+            for path in (*(self / name for name in old), *self.path.glob("samples/epoch_*.png")):
+                path.unlink(missing_ok=True)
         if (self / "metrics.jsonl").exists():
             for line in (self / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
                 try:
@@ -129,9 +156,6 @@ class Run:
                 except (ValueError, KeyError, TypeError):
                     pass  # half a line, of a run that was killed as it wrote
         write_atomically(self / "metrics.jsonl", "".join(lines).encode())
-        if not self.state:
-            for sample in self.path.glob("samples/epoch_*.png"):
-                sample.unlink()
 
     # ---- going on
 
@@ -139,7 +163,7 @@ class Run:
         """To be called after every step: `round_` and `step` come next. Saves when it is time to."""
         self.round, self.step = round_, step
         if self.signal:
-            raise Stopped(self.signal)
+            raise self._stopped()
         if time.time() - self.saved > 60 * self.args.checkpoint_every:
             self.save()
 
@@ -148,8 +172,8 @@ class Run:
         path = self / "checkpoint.pth"
         content = {**self.snapshot(), **{name: getattr(self, name) for name in PLACE}, "sums": self.sums,
                    "seconds": self.seconds, "settings": self.settings}
-        save_atomically(content, path, keep=self / "checkpoint_previous.pth")
-        self.saved = time.time()
+        save_atomically(content, path, keep=self / "checkpoint_previous.pth" if self.newest_is_good else None)
+        self.saved, self.newest_is_good = time.time(), True
 
     def means(self, rounds):
         """{name: mean of the epoch's losses so far, over `rounds` rounds}."""
@@ -170,7 +194,7 @@ class Run:
             {"epoch": self.epoch, **losses, "psnr": psnr, "seconds": round(self.seconds, 1)}))
         terms = [f"{name} {value:.3e}" for name, value in losses.items()]
         terms += [f"x{scale} {value:.2f} dB" for scale, value in psnr.items()]
-        self.say(f"epoch {self.epoch}: " + ", ".join(terms))
+        line = f"epoch {self.epoch}: " + ", ".join(terms)
         save_model(model, self / "model_last.pth")
         mean = sum(psnr.values()) / len(psnr)
         if mean > self.best:
@@ -179,6 +203,7 @@ class Run:
         self.epoch, self.round, self.step, self.psnr = self.epoch + 1, 0, 0, psnr
         self.sums.zero_()
         self.save()
+        self.say(line)
 
     def save_results(self, results, **more):
         """results.json."""
@@ -189,33 +214,42 @@ class Run:
     # ---- being interrupted
 
     def __enter__(self):
+        save_json(vars(self.args), self / "config.json")
+        if not self.args.test_only:
+            self._trim()
         numbers = (signal.SIGINT, signal.SIGTERM)
         self._handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
         return self
 
     def __exit__(self, kind, error, traceback):
-        if kind is Stopped:
+        if kind is Stopped and self.snapshot:
             self.save()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if kind is NotFinite:
             where = f"epoch {self.epoch}, round {self.round + 1}, step {self.step + 1}"
             raise NotFinite(f"{error} at {where}") from None
+        if kind is None and self.signal:
+            raise self._stopped()
+
+    def _stopped(self):
+        return Stopped(self.signal, self.snapshot is not None)
 
     def _on_signal(self, number, frame):
-        if self.signal and number == signal.SIGINT:
+        if self.signal == number == signal.SIGINT:
             os._exit(128 + number)  # asked twice: at once
         self.signal = number
         if self.resting_now:
-            raise Stopped(number)
+            self.resting_now = False
+            raise self._stopped()
 
     @contextmanager
     def resting(self):
-        """While nothing learns (validation, say), a signal need not wait for a step's end."""
+        """While nothing learns (scoring, say), a signal need not wait for a step's end."""
         self.resting_now = True
         try:
             if self.signal:
-                raise Stopped(self.signal)
+                raise self._stopped()
             yield
         finally:
             self.resting_now = False

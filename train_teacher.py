@@ -21,7 +21,7 @@ from models.load import load_model
 from options import (Parser, add_shared_flags, count, decay, descend, distance, make_optimizer, number, positive,
                      set_learning_rate, settle_shared_flags)
 from run import Run
-from utils import InputError, run_script, save_model, seed_everything
+from utils import InputError, fingerprint, run_script, save_model, seed_everything
 
 ARCHITECTURE_FLAGS = ("arch", "n_resblocks", "n_feats", "res_scale")
 
@@ -58,20 +58,21 @@ def train_epoch(args, run, model, optimizer, patches):
             progress.set_postfix(run.postfix())
 
 
-def train(args, run, model, patches, validation):
+def restore(state, model, optimizer):
+    """Put a checkpoint's content back in its place."""
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+
+
+def train(args, run, model, optimizer, patches, validation):
     """Train to --nEpochs, saving after each epoch."""
-    optimizer = make_optimizer(args, model.parameters())
-    if run.state:
-        model.load_state_dict(run.state["model"])
-        optimizer.load_state_dict(run.state["optimizer"])
     run.snapshot = lambda: {"config": model.config, "model": model.state_dict(),
                             "optimizer": optimizer.state_dict()}
-    with run:
-        while run.epoch <= args.nEpochs:
-            train_epoch(args, run, model, optimizer, patches)
-            with run.resting():
-                psnr = validation.psnr(model)
-            run.end_epoch(model, psnr)
+    while run.epoch <= args.nEpochs:
+        train_epoch(args, run, model, optimizer, patches)
+        with run.resting():
+            psnr = validation.psnr(model)
+        run.end_epoch(model, psnr)
 
 
 def make_model(args):
@@ -106,14 +107,20 @@ def main(args):
         validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
         patches = TrainingPatches(find_training_images(args.data_dir), scales, args.patch_size, args.seed,
                                   args.device, model.channels, model.upscaled_input)
-    run = Run(args, ["loss"], script="train_teacher", **model.config)
-    if not args.test_only:
-        train(args, run, model, patches, validation)
-        save_model(model, args.output)
-        run.say(f"the trained network is {args.output}")
-    results = benchmarks.scores({"teacher" if args.model_type == "origin" else "student": model}, bicubic=True)
-    run.save_results(results, steps=run.steps)
-    run.say(format_table(results, paper_scores(model)))
+    initial = fingerprint(model) if args.pretrained else None
+    run = Run(args, ["loss"], script="train_teacher", initial=initial, **model.config)
+    optimizer = make_optimizer(args, model.parameters())
+    run.restore(lambda state: restore(state, model, optimizer))
+    with run:
+        if not args.test_only:
+            train(args, run, model, optimizer, patches, validation)
+            save_model(model, args.output)
+            run.say(f"the trained network is {args.output}")
+        with run.resting():
+            name = "teacher" if args.model_type == "origin" else "student"
+            results = benchmarks.scores({name: model}, bicubic=True)
+        run.save_results(results, steps=run.steps)
+        run.say(format_table(results, paper_scores(model)))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import platform
 import signal
 import subprocess
 import sys
+import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ class NotFinite(Exception):
 
 
 class Stopped(Exception):
-    """A signal ended the run, which has saved where it was. Its argument is the signal's number."""
+    """A signal ended the run. Its arguments: the signal's number, and whether the run can be resumed."""
 
 
 def run_script(main, args):
@@ -40,12 +42,17 @@ def run_script(main, args):
     except OSError as error:
         code, line = 2, f"error: {error.filename or 'a file'}: {error.strerror or error}"
     except NotFinite as error:
-        code, line = 3, f"error: {error}; the last good checkpoint is kept"
+        code, line = 3, f"error: {error}; the weights were not touched, and a checkpoint from before is kept"
     except Stopped as stopped:
-        name = signal.Signals(stopped.args[0]).name
-        code, line = 128 + stopped.args[0], f"stopped by {name}; to go on, add --resume=auto to the same command"
+        number, resumable = stopped.args
+        advice = "; to go on, add --resume=auto to the same command" if resumable else ""
+        code, line = 128 + number, f"stopped by {signal.Signals(number).name}{advice}"
     except KeyboardInterrupt:
         code, line = 128 + signal.SIGINT, "interrupted"
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        code, line = 2, "error: out of memory; lower --batchSize, --n_feats, --latent or the size of the images"
     print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
     sys.exit(code)
 
@@ -75,7 +82,7 @@ def seed_everything(seed, *key):
 def write_atomically(path, content, keep=None):
     """Write the bytes `content` beside `path`, flush them to disk, then rename to `path`.
 
-    keep: what is at `path` so far is renamed to this first. Raises InputError, `path` untouched.
+    keep: what is at `path` so far stays under this name. Raises InputError, `path` untouched.
     """
     path = Path(path)
     beside = path.with_name(path.name + ".part")
@@ -86,8 +93,12 @@ def write_atomically(path, content, keep=None):
             file.flush()
             os.fsync(file.fileno())
         if keep and path.exists():
-            os.replace(path, keep)
+            keep.unlink(missing_ok=True)
+            os.link(path, keep)  # not renamed: at every moment there is something at `path`
         os.replace(beside, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
     except OSError as error:
         if beside.is_file():
             beside.unlink()
@@ -95,11 +106,14 @@ def write_atomically(path, content, keep=None):
 
 
 def append_line(path, line):
-    """Append a line of text to the file `path` and flush it to disk."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Append a line of text to the file `path` and flush it to disk. Raises InputError."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def save_atomically(content, path, keep=None):
@@ -115,7 +129,15 @@ def read_checkpoint(path):
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):  # whose checksums torch.load does not look at
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise InputError(f"{path}: is damaged, at {damaged}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters becomes an error
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except pickle.UnpicklingError:
         raise InputError(
             f"{path}: not a file of plain tensors (a pickled module, perhaps, which would run code); "
@@ -155,6 +177,8 @@ def choose_device(name):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("only cpu and cuda are supported")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); try cpu") from None

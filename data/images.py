@@ -1,5 +1,6 @@
 """Image files and folders of them, and the luma on which Table 1 is measured."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +36,14 @@ def read_image(path):
     Raises InputError, which names the path, where the file is no image or has more than 8 bits.
     """
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise InputError(f"{path}: has more than 8 bits a channel ({image.mode}); convert it to 8")
-            if "transparency" in image.info:
-                image = image.convert("RGBA")
-            return np.array(image.convert("RGB"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters becomes an error
+            with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in image.tile):
+                    raise InputError(f"{path}: has more than 8 bits a channel; convert it to 8")
+                if "transparency" in image.info:
+                    image = image.convert("RGBA")
+                return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as an image ({error})") from None
 

@@ -32,7 +32,7 @@ def load_model(path, device="cpu"):
     stored = content.get("config") if isinstance(content.get("config"), dict) else None
     config = stored or _infer_config(weights, path)
     try:
-        if min(config["n_resblocks"], config["n_feats"]) < 1:
+        if min(config["n_resblocks"], config["n_feats"]) < 1 or not config.get("res_scale", 1) > 0:
             raise ValueError
         model = build_model(config)
     except (KeyError, TypeError, RuntimeError, ValueError, ArithmeticError):
@@ -49,7 +49,13 @@ def _find_weights(content, path):
         if isinstance(content.get(key), dict):
             content = content[key]
             break
-    return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    weights = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    for name, tensor in weights.items():
+        usable = tensor.layout == torch.strided and tensor.is_floating_point()
+        if not usable or not torch.isfinite(tensor).all():
+            kind = "not finite" if usable else f"not plain floating-point numbers ({tensor.dtype}, {tensor.layout})"
+            raise InputError(f"{path}: the tensor '{name}' is {kind}")
+    return weights
 
 
 def _translate(weights):

@@ -62,7 +62,8 @@ PROCESSES.set_forkserver_preload(["distillation", "train_teacher"])
 def _script(script, flags, folder, output):
     os.chdir(folder)
     sys.argv = [script]
-    sys.stdout, sys.stderr = open(output / "stdout", "w"), open(output / "stderr", "w", buffering=1)
+    for number, name in ((1, "stdout"), (2, "stderr")):  # what C code prints, too
+        os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     module = {"train_teacher.py": train_teacher, "distillation.py": distillation}[script]
     utils.run_script(module.main, module.parse_arguments([*map(str, flags)]))
 

@@ -181,7 +181,7 @@ def test_each_stage_starts_afresh_and_keeps_what_is_trained(monkeypatch, tmp_pat
 
     monkeypatch.setattr("distillation.distil_epoch", epoch_of_ones)
     validation = SimpleNamespace(psnr=lambda model: {"2": 30.0})
-    student = distil(args, run, teacher, (2,), draw, generators, validation)
+    student = distil(args, run, None, None, teacher, (2,), draw, generators, validation)
     cosine = lambda x: 0.5 * (1 + math.cos(math.pi * x))
     expected = []
     for epoch in range(6):  # the rates of an epoch's last round; a student of n blocks has n + 2 tensors

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+import zipfile
 
 import pytest
 import torch
@@ -19,10 +20,10 @@ from tests.helpers import assert_refused, finish, read, start, student_flags, te
 def whole_runs(images, tiny_teacher, tmp_path_factory):
     """{script: (flags, weights of the run that nothing disturbed, its metrics, its seconds)}."""
     runs = {}
-    long = ("--nEpochs=4", "--iter=3", "--scale=2", "--checkpoint_every=0.0002", "--optimizer=adam")
+    long = ("--nEpochs=4", "--scale=2", "--checkpoint_every=0.0002", "--optimizer=adam")
     every = {
         "train_teacher.py": (*teacher_flags(images), *long, "--iter=12", "--output=out.pth"),
-        "distillation.py": (*student_flags(images, tiny_teacher), *long, "--inc_num=2", "--inc_step=2",
+        "distillation.py": (*student_flags(images, tiny_teacher), *long, "--iter=3", "--inc_num=2", "--inc_step=2",
                             "--output=out.pth"),
     }
     for script, flags in every.items():
@@ -59,6 +60,7 @@ def test_a_signal_ends_the_run_after_the_step(whole_runs, tmp_path, script, numb
     flags, weights, metrics, _ = whole_runs[script]
     process = start(script, (*flags, "--save_dir=run"), tmp_path)
     while not (tmp_path / "run" / "checkpoint.pth").exists():
+        assert process.is_alive(), (tmp_path / "stderr").read_text()
         time.sleep(0.01)
     os.kill(process.pid, number)
     assert finish(process) == code
@@ -169,19 +171,84 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, monkeypatch, images, tiny_
     assert all(torch.isfinite(t).all() for t in state["model"].values())
 
 
-def test_a_file_that_cannot_grow_is_one_line(run, monkeypatch, images, tiny_teacher, tmp_path):
-    """A full disk, as the system reports it; what was there before stays."""
+@pytest.mark.parametrize("name", ["checkpoint.pth", "metrics.jsonl", "model_last.pth", "log.txt"])
+def test_a_full_disk_is_one_line(run, monkeypatch, images, tiny_teacher, tmp_path, name):
+    """The system reports it as the second epoch's files are written; the first epoch's checkpoint stays."""
     flags = (*student_flags(images, tiny_teacher), "--scale=2")
     assert run(distillation, *flags, "--nEpochs=1").returncode == 0
-    kept = (tmp_path / "runs/distillation/checkpoint.pth").read_bytes()
+    fsync = os.fsync
 
     def full(descriptor):
-        raise OSError(28, "No space left on device")
+        begun = os.readlink(f"/proc/self/fd/{descriptor}")
+        if name in begun and (name != "metrics.jsonl" or not begun.endswith(".part")):
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", full)
-    assert_refused(run(distillation, *flags, "--resume=auto"), "No space left on device")
-    assert (tmp_path / "runs/distillation/checkpoint.pth").read_bytes() == kept
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        refused = run(distillation, *flags, "--nEpochs=3", "--resume=auto")
+    assert_refused(refused, name, "No space left on device")
     assert not list(tmp_path.glob("**/*.part"))
+    assert run(distillation, *flags, "--nEpochs=3", "--resume=auto").returncode == 0
+    assert [m["epoch"] for m in read(tmp_path / "runs/distillation")[1]] == [1, 2, 3]
+
+
+def test_a_flipped_bit_is_found(run, images, tiny_teacher, tmp_path):
+    """One bit of the stored numbers, which torch.load would let pass."""
+    flags = (*student_flags(images, tiny_teacher), "--scale=2", "--nEpochs=2")
+    assert run(distillation, *flags).returncode == 0
+    newest = tmp_path / "runs/distillation/checkpoint.pth"
+    content = bytearray(newest.read_bytes())
+    with zipfile.ZipFile(newest) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    content[largest.header_offset + 64 + largest.file_size // 2] ^= 1
+    newest.write_bytes(content)
+    torch.load(newest, weights_only=True)
+    assert_refused(run(distillation, *flags, f"--resume={newest}"), "checkpoint.pth: is damaged")
+    before = newest.with_name("checkpoint_previous.pth").read_bytes()
+    again = run(distillation, *flags, "--nEpochs=3", "--resume=auto")
+    assert again.returncode == 0 and "is damaged" in again.stdout
+    assert newest.with_name("checkpoint_previous.pth").read_bytes() != before
+    assert [m["epoch"] for m in read(tmp_path / "runs/distillation")[1]] == [1, 2, 3]
+
+
+def test_a_run_goes_on_in_its_own_folder_only(run, images, tiny_teacher, tmp_path):
+    flags = (*student_flags(images, tiny_teacher), "--scale=2", "--nEpochs=1")
+    assert run(distillation, *flags, "--save_dir=a").returncode == 0
+    checkpoint = "--resume=a/checkpoint.pth"
+    assert_refused(run(distillation, *flags, checkpoint, "--save_dir=b"), "--save_dir b", "its own folder")
+    assert run(distillation, *flags, "--nEpochs=2", checkpoint).returncode == 0
+    assert [m["epoch"] for m in read(tmp_path / "a")[1]] == [1, 2]
+    assert_refused(run(distillation, *flags, checkpoint), "--nEpochs 1", "has made 2 already")
+    both = ("--test_only", "--pretrained", tiny_teacher, "--student", tiny_teacher, "--save_dir=a")
+    assert_refused(run(distillation, *both), "--save_dir a", "holds a run")
+    (tmp_path / "a/checkpoint.pth").unlink()
+    assert_refused(run(distillation, *flags, "--save_dir=a", "--lr=0.5"), "holds another run", "lr was 0.1")
+
+
+def test_a_new_run_leaves_nothing_of_the_one_before(run, monkeypatch, images, tiny_teacher, tmp_path):
+    """Begun anew by the same command and stopped before its first epoch's end, it resumes as itself."""
+    flags = (*student_flags(images, tiny_teacher), "--scale=2", "--nEpochs=2")
+    assert run(distillation, *flags).returncode == 0
+    whole = read(tmp_path / "runs/distillation")[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "done", lambda self, *place: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(distillation, *flags).returncode == 130
+    assert [p.name for p in (tmp_path / "runs/distillation").glob("*.pth")] == []
+    assert run(distillation, *flags, "--resume=auto").returncode == 0
+    assert [m["psnr"] for m in read(tmp_path / "runs/distillation")[1]] == [m["psnr"] for m in whole]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_scoring_ends_the_run_at_once(run, monkeypatch, images, tiny_teacher, tmp_path, number, code):
+    flags = (*student_flags(images, tiny_teacher), "--scale=2", "--nEpochs=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(distillation.Benchmarks, "scores", lambda *_, **__: signal.raise_signal(number))
+        stopped = run(distillation, *flags)
+    assert stopped.returncode == code and "--resume=auto" in stopped.stderr
+    assert not (tmp_path / "runs/distillation/results.json").exists()
+    assert run(distillation, *flags, "--resume=auto").returncode == 0
+    assert read(tmp_path / "runs/distillation")[0]["student_steps"] == 4
 
 
 def test_a_second_interrupt_ends_at_once(monkeypatch, images, tiny_teacher, tmp_path):
@@ -190,8 +257,9 @@ def test_a_second_interrupt_ends_at_once(monkeypatch, images, tiny_teacher, tmp_
     args.device = torch.device("cpu")
     codes = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    with Run(args, ["student"]):
+    with pytest.raises(utils.Stopped), Run(args, ["student"]):
+        signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
         assert codes == []
         signal.raise_signal(signal.SIGINT)
-    assert codes == [130]
+        assert codes == [130]

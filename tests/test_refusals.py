@@ -50,9 +50,13 @@ OPTIONS = [  # flags beside those of a tiny run, and what the line must say
     ("--loss_type=SSIM", "--loss_type"), ("--optimizer=lion", "--optimizer"), ("--schedule=flat", "--schedule"),
     ("--checkpoint_every=0", "--checkpoint_every"), ("--device=cuda:99", "--device cuda:99"),
     ("--device=abacus", "--device abacus"), ("--val_dataset=Set5+Set14", "--val_dataset"),
-    ("--val_dataset=Set6", "Set6"), ("--data_test=Set5+Set6", "Set6"), ("--data_test=", "no images of the set"),
+    ("--val_dataset=Set6", "Set6"), ("--data_test=Set5+Set6", "Set6"), ("--data_test=", "--data_test"),
     ("--resume=nowhere.pth", "nowhere.pth"), ("--resume=auto --test_only", "--test_only"),
-    ("--align", "--align"), ("--nEpoch=2", "--nEpoch"),
+    ("--align", "--align"), ("--resume=", "--resume"), ("--pretrained=", "--pretrained"), ("--save_dir=", "--save_dir"),
+    ("--device=meta", "--device meta"), ("--threads=3000000000", "--threads"), ("--lr=1e39", "--lr"),
+    ("--iter=99999999999999999999", "--iter"), ("--batchSize=1" + 400 * "0", "--batchSize"),
+    ("--output=/proc/x.pth", "--output /proc/x.pth"),
+    ("--nEpoch=2", "--nEpoch"),
     ("--save_dir=/proc/nowhere", "/proc/nowhere"), ("--save_dir=/dev/null", "--save_dir"),
     ("--output=/dev/null/x.pth", "--output"), ("--output=.", "--output"),
 ]
@@ -105,6 +109,11 @@ def checkpoint(kind, path, whole):
         "another arch": lambda: {"config": {"arch": "rcan"}, "state_dict": weights},
         "a config of words": lambda: {"config": {"arch": "vdsr", "n_feats": "many", "n_resblocks": 2},
                                       "state_dict": weights},
+        "not finite": lambda: weights | {"head.weight": weights["head.weight"] * float("nan")},
+        "sparse": lambda: weights | {"head.weight": weights["head.weight"].to_sparse()},
+        "complex": lambda: weights | {"head.weight": weights["head.weight"] * 1j},
+        "integers for names": lambda: dict(enumerate(weights.values())),
+        "a res_scale of words": lambda: {"config": EDSR(1, 4).config | {"res_scale": "big"}, "state_dict": weights},
         "a scale of 5": lambda: {"config": EDSR(1, 4).config | {"scale": 5}, "state_dict": weights},
     }
     if kind in damaged:
@@ -120,13 +129,21 @@ def checkpoint(kind, path, whole):
 @pytest.mark.parametrize("kind", [
     "empty file", "text", "half", "a byte less", "zeros", "png", "a module", "a tensor", "a list", "nothing",
     "a generator", "numbers", "a missing tensor", "a shape", "a scalar head", "an index", "another arch",
-    "a config of words", "a scale of 5", "a folder", "a half network in a whole one's config",
+    "a config of words", "a scale of 5", "a folder", "not finite", "sparse", "complex", "integers for names",
+    "a res_scale of words", "a half network in a whole one's config",
 ])
 def test_checkpoints(run, images, tiny_teacher, tmp_path, kind):
     checkpoint(kind, tmp_path / "bad.pth", tiny_teacher)
     refuse(run, tmp_path, distillation, student_flags(images, "bad.pth"), "bad.pth")
     refuse(run, tmp_path, distillation, (*student_flags(images, tiny_teacher), "--resume=bad.pth"), "bad.pth")
     refuse(run, tmp_path, train_teacher, ("--test_only", "--pretrained=bad.pth"), "bad.pth")
+
+
+@pytest.mark.parametrize("script", [train_teacher, distillation])
+def test_too_little_memory_is_one_line(run, images, tiny_teacher, script):
+    """It shows only in the first step, when the folder of the run is there already."""
+    tiny = teacher_flags(images) if script is train_teacher else student_flags(images, tiny_teacher)
+    assert_refused(run(script, *tiny, "--batchSize=2000000000"), "out of memory", "--batchSize")
 
 
 def test_networks_that_do_not_go_together(run, images, tiny_teacher, tmp_path):
@@ -143,13 +160,13 @@ def test_networks_that_do_not_go_together(run, images, tiny_teacher, tmp_path):
     refuse(run, tmp_path, distillation, student_flags(images, "one.pth"), "one.pth")
 
 
-def png_header(width, height):
-    """A PNG file of the given size that holds no pixels."""
+def png(width, height, depth=8, pixels=b""):
+    """A PNG file of the given size, RGB of `depth` bits, whose pixels may be missing."""
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
 
 
 def bad_image(kind, path, good):
@@ -162,12 +179,14 @@ def bad_image(kind, path, good):
     else:
         whole = good.read_bytes()
         path.write_bytes({"empty": b"", "text": b"hello", "cut": whole[: len(whole) // 2],
-                          "gigapixel": png_header(60000, 60000), "no pixels": png_header(60, 60),
-                          "zero wide": png_header(0, 60), "a jpeg's first bytes": b"\xff\xd8\xff\xe0"}[kind])
+                          "gigapixel": png(60000, 60000), "no pixels": png(60, 60), "100 megapixels": png(10000, 10000),
+                          "16 bit colour": png(60, 60, 16, bytes(60 * (1 + 6 * 60))),
+                          "zero wide": png(0, 60), "a jpeg's first bytes": b"\xff\xd8\xff\xe0"}[kind])
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "cut", "gigapixel", "no pixels", "zero wide",
-                                  "a jpeg's first bytes", "16 bit", "floats", "small"])
+                                  "a jpeg's first bytes", "16 bit", "16 bit colour", "100 megapixels",
+                                  "floats", "small"])
 def test_images(run, images, tiny_teacher, tmp_path, kind):
     """Among good ones: to train on, and to score on."""
     for place in ("train291", "benchmark/Set5/HR"):
