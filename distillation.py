@@ -27,8 +27,7 @@ from models.load import load_model
 from options import (Parser, add_shared_flags, count, decay, descend, distance, make_optimizer, positive,
                      set_learning_rate, settle_shared_flags, weight, whole)
 from run import Run
-from utils import (InputError, fingerprint, random_stream, run_script, save_model, seed_everything,
-                   stream_seed)
+from utils import InputError, fingerprint, random_stream, run_script, save_model, seed_everything, stream_seed
 
 # --demo: a small teacher (how it was trained is in the README) and settings for minutes on a CPU.
 DEMO = dict(
@@ -288,10 +287,9 @@ def main(args):
             student = distil(args, run, *begun, teacher, scales, draw, generators, validation)
             save_model(student, args.output)
             save_sample_sheet(run / "samples", run / "samples.png", scales)
+        networks = {"teacher": teacher, "student": student}
         with run.resting():
-            networks = {"teacher": teacher, "student": student}
-            results = benchmarks.scores(networks, bicubic=True)
-            example = benchmarks.example(networks)
+            results, example = benchmarks.scores(networks, bicubic=True), benchmarks.example(networks)
         run.save_results(results, student_steps=run.steps)
         save_comparison(run / "comparison.png", *example)
         run.say(format_table(results, paper_scores(teacher)))

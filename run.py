@@ -33,11 +33,14 @@ PLACE = ("epoch", "round", "step", "steps", "best", "psnr")
 class Run:
     """Where a run is (epoch, round and step: what comes next) and what it leaves in --save_dir.
 
-    snapshot: a function of the script's that returns {"config", "model", "optimizer", ...}, the state of all
-    that learns. state: with --resume, the checkpoint's content, else None. sums: running sums of the epoch's
-    losses, called `losses`. settings: what else than the flags must be the same where a run is resumed. Use as
-    a context manager around training and scoring, before which nothing is written: SIGINT and SIGTERM then end it after the step, with a
-    checkpoint. Raises InputError on a --resume or --save_dir that cannot serve, before anything is written.
+    losses: names of the losses, whose running sums over the epoch are `sums`. settings: what else than the
+    flags must be the same where a run is resumed. state: the content of the checkpoint to go on from, None for
+    a new run. snapshot: a function of the script's that returns {"config", "model", "optimizer", ...}, the
+    state of all that learns.
+
+    Nothing is written before it is entered as a context manager, around training and scoring. From then on
+    SIGINT and SIGTERM end it after the step, with a checkpoint. Raises InputError on a --resume or --save_dir
+    that cannot serve.
     """
 
     def __init__(self, args, losses, **settings):
@@ -113,10 +116,9 @@ class Run:
         """The state in the checkpoint `path`. Raises InputError where it is none."""
         state = read_checkpoint(path)
         needed = (*PLACE, "sums", "seconds", "settings", "config", "model", "optimizer")
-        if not isinstance(state, dict) or not state.keys() >= set(needed) or not (
-            isinstance(state["settings"], dict) and isinstance(state["epoch"], int)
-            and isinstance(state["round"], int) and isinstance(state["step"], int)
-        ):
+        whole = isinstance(state, dict) and state.keys() >= set(needed)
+        if not (whole and isinstance(state["settings"], dict) and isinstance(state["sums"], torch.Tensor)
+                and all(isinstance(state[name], int) for name in ("epoch", "round", "step", "steps"))):
             raise InputError(f"{path}: is no checkpoint.pth of a run")
         return state
 

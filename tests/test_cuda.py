@@ -1,5 +1,7 @@
 """What only a GPU can show; skipped where there is none."""
 
+import signal
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ import distillation
 from bicubic import imresize
 from data.images import BUNDLED_TEST, bundled_photographs
 from data.patches import TrainingPatches
+from run import Run
 from tests.helpers import read, student_flags, weights_equal
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -38,6 +41,24 @@ def test_patches_are_those_of_the_cpu():
     cpu, gpu = (TrainingPatches(paths, (2, 3, 4), 24, 1, device) for device in ("cpu", "cuda"))
     for a, b in zip(cpu.batch(3, 5), gpu.batch(3, 5)):
         assert torch.equal(a, b.cpu())
+
+
+def test_a_deterministic_run_resumes_bit_for_bit(run, monkeypatch, images, tiny_teacher):
+    flags = (*student_flags(images, tiny_teacher), "--device=cuda", "--deterministic", "--inc_num=2", "--inc_step=1")
+    assert run(distillation, *flags, "--save_dir=whole", "--output=whole.pth").returncode == 0
+    done = Run.done
+
+    def stopping(self, *place):
+        if (self.epoch, *place) == (2, 0, 1):
+            self.signal = signal.SIGTERM
+        done(self, *place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "done", stopping)
+        assert run(distillation, *flags, "--save_dir=part", "--output=part.pth").returncode == 143
+    assert run(distillation, *flags, "--save_dir=part", "--output=part.pth", "--resume=auto").returncode == 0
+    assert weights_equal("whole.pth", "part.pth")
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("source", ["generator", "noise", "folder"])

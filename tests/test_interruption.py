@@ -263,3 +263,17 @@ def test_a_second_interrupt_ends_at_once(monkeypatch, images, tiny_teacher, tmp_
         assert codes == []
         signal.raise_signal(signal.SIGINT)
         assert codes == [130]
+
+
+@pytest.mark.parametrize("part, content", [
+    ("settings", 3), ("epoch", "one"), ("sums", [0.0]), ("model", {}), ("model", 1), ("optimizer", {}),
+    ("config", {"arch": "vdsr"}), ("generators", {}), ("generators", None),
+])
+def test_a_checkpoint_with_other_content_is_refused(run, images, tiny_teacher, tmp_path, part, content):
+    flags = (*student_flags(images, tiny_teacher), "--scale=2", "--nEpochs=1")
+    assert run(distillation, *flags).returncode == 0
+    path = tmp_path / "runs/distillation/checkpoint.pth"
+    torch.save(utils.read_checkpoint(path) | {part: content}, path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert_refused(run(distillation, *flags, f"--resume={path}"), str(path))
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
