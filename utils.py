@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,7 +95,10 @@ def write_atomically(path, content, keep=None):
             os.fsync(file.fileno())
         if keep and path.exists():
             keep.unlink(missing_ok=True)
-            os.link(path, keep)  # not renamed: at every moment there is something at `path`
+            try:
+                os.link(path, keep)  # not renamed: at every moment there is something at `path`
+            except OSError:  # a file system without links
+                shutil.copyfile(path, keep)
         os.replace(beside, path)
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
