@@ -16,7 +16,8 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
     """The description as it is written; defaults shown where there are any."""
 
     def _get_help_string(self, action):
-        return super()._get_help_string(action) if action.default not in (None, False) else action.help
+        none = action.default is None or action.default is False
+        return action.help if none else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,7 +78,7 @@ def add_shared_flags(parser):
     add("--data_dir", "--tmp_data_dir", default="datasets", help="folder of the image sets")
     add("--save_dir", "--tmp_save_dir",
         help="folder for all that the run leaves (default: runs/SCRIPT; runs/SCRIPT_test with --test_only)")
-    add("--output", help="where the trained network goes besides")
+    add("--output", help="where the trained network goes besides (default: teacher.pth, half.pth or student.pth)")
     add("--test_only", action="store_true", help="score, do not train")
     add("--seed", type=whole, default=1, help="of everything random")
     add("--deterministic", action="store_true", help="on CUDA, only kernels that give the same result every time")

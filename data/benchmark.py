@@ -95,7 +95,10 @@ def prepare(rgb, scale, upscaled_input=True):
 
 
 def score(output, hr, scale, ssim=True):
-    """PSNR in dB and (where asked for) SSIM of luma `output` against `hr`, both (H, W) in 0..255; clips, then shaves."""
+    """PSNR in dB and, where asked for, SSIM of luma `output` against `hr`, both (H, W) in 0..255.
+
+    The output is clipped, then `scale` pixels are shaved on every side.
+    """
     inside = (slice(scale, -scale),) * 2
     output, hr = np.clip(output, 0, 255)[inside], hr[inside]
     with np.errstate(divide="ignore"):

@@ -6,6 +6,8 @@ from models.edsr import EDSR
 from models.generator import Generator
 from models.vdsr import VDSR
 
+__all__ = ["ARCHITECTURES", "EDSR", "VDSR", "Generator", "build_model", "half_width"]
+
 ARCHITECTURES = {"vdsr": VDSR, "edsr": EDSR}
 
 

@@ -36,7 +36,8 @@ def load_model(path, device="cpu"):
             raise ValueError
         model = build_model(config)
     except (KeyError, TypeError, RuntimeError, ValueError, ArithmeticError):
-        raise InputError(f"{path}: no network of {', '.join(ARCHITECTURES)} can be made of its config {config}") from None
+        known = ", ".join(ARCHITECTURES)
+        raise InputError(f"{path}: no network of {known} can be made of its config {config}") from None
     _check_fit(model.state_dict(), weights, path)
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return model.to(device).eval()

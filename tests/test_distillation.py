@@ -11,7 +11,7 @@ from bicubic import imresize
 from data.sources import folder_source, lr_size, network_input, noise_source
 from distillation import (Generators, check, choose_scale, distil, distil_epoch, generator_losses, generator_step,
                           make_source, parse_arguments, stages, student_step)
-from models import EDSR, VDSR, Generator, build_model, half_width
+from models import VDSR, Generator, build_model, half_width
 from options import decay, descend, distance, make_optimizer
 from run import Run
 from utils import InputError, NotFinite, random_stream
@@ -225,7 +225,8 @@ def test_stages():
     assert stages(18, args) == [(1, 81, 18)]
     args = SimpleNamespace(inc_num=3, inc_step=10, nEpochs=80)
     assert stages(18, args) == [(1, 11, 6), (11, 21, 12), (21, 81, 18)]
-    assert [blocks for _, _, blocks in stages(18, SimpleNamespace(inc_num=18, inc_step=1, nEpochs=18))] == [*range(1, 19)]
+    args = SimpleNamespace(inc_num=18, inc_step=1, nEpochs=18)
+    assert [blocks for _, _, blocks in stages(18, args)] == [*range(1, 19)]
 
 
 def test_learning_rates_fall():

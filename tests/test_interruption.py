@@ -16,6 +16,7 @@ from models.load import load_model
 from run import Run
 from tests.helpers import assert_refused, finish, read, start, student_flags, teacher_flags, weights_equal
 
+
 @pytest.fixture(scope="module")
 def whole_runs(images, tiny_teacher, tmp_path_factory):
     """{script: (flags, weights of the run that nothing disturbed, its metrics, its seconds)}."""

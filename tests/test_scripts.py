@@ -12,6 +12,7 @@ from models.load import load_model
 from run import Run
 from tests.helpers import TINY, assert_refused, read, student_flags, teacher_flags, weights_equal
 
+
 def test_the_papers_two_commands_one_after_the_other(run_process, images, tmp_path):
     """As printed in the paper's repository, with lengths and sizes cut by flags added behind."""
     first = run_process("train_teacher.py", "--model_type=origin", *teacher_flags(images))
