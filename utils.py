@@ -33,7 +33,7 @@ class Stopped(Exception):
 def run_script(main, args):
     """Run main(args). What goes wrong is one line on stderr and the exit code.
 
-    2: InputError or a file that cannot be used; 3: NotFinite; 128 + number: ended by a signal.
+    2: InputError, a file that cannot be used or too little memory; 3: NotFinite; 128 + number: ended by a signal.
     """
     try:
         main(args)
@@ -51,7 +51,9 @@ def run_script(main, args):
     except KeyboardInterrupt:
         code, line = 128 + signal.SIGINT, "interrupted"
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        # PyTorch's words for it, on CUDA and on the CPU
+        scarce = any(words in str(error) for words in ("out of memory", "allocate memory", "enough memory"))
+        if not (scarce or isinstance(error, MemoryError)):
             raise
         code, line = 2, "error: out of memory; lower --batchSize, --n_feats, --latent or the size of the images"
     print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)

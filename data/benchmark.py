@@ -183,8 +183,8 @@ class Benchmarks:
         upscaled_input = next(iter(networks.values())).upscaled_input
         images = next(iter(self.sets.values()))
         pairs = [(path, prepare(rgb, scale, upscaled_input)) for path, rgb in images]
-        path, pair = min(pairs, key=lambda p: score(_as_luma(p[1].bicubic), p[1].hr, scale)["psnr"])
-        scored = {name: (output, score(output, pair.hr, scale)["psnr"])
+        path, pair = min(pairs, key=lambda p: score(_as_luma(p[1].bicubic), p[1].hr, scale, ssim=False)["psnr"])
+        scored = {name: (output, score(output, pair.hr, scale, ssim=False)["psnr"])
                   for name, output in self._outputs(networks, True, pair).items()}
         return {"HR": (pair.hr, None), **scored}, scale, path.stem
 

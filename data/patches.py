@@ -20,10 +20,9 @@ SIZES = (1, 0.7, 0.5)
 
 @dataclass
 class _Plane:
-    """Where one image lies in the flat buffer: its first pixel, its width, and the rows and columns in use."""
+    """Where one image lies in the flat buffer: its first pixel and its size."""
 
     start: int
-    width: int
     rows: int
     columns: int
 
@@ -37,7 +36,7 @@ class _Buffer:
     def add(self, image):
         """Append (channels, H, W) in [0, 1]; returns its _Plane."""
         _, rows, columns = image.shape
-        plane = _Plane(self.length, columns, rows, columns)
+        plane = _Plane(self.length, rows, columns)
         self.chunks.append(image.reshape(-1, rows * columns).half())
         self.length += rows * columns
         return plane
@@ -57,13 +56,16 @@ def _network_input(image, scale, upscaled_input):
 class TrainingPatches:
     """batch(step) gives the step's patches, a function of (seed, step) alone.
 
-    paths: image files. scales: drawn at random for each patch. patch_size: of the HR patch, in pixels, a
-    multiple of the scale where the network upscales. channels: 1 (luma) or 3 (RGB). upscaled_input: the
-    network's input has the HR size. Raises InputError on an image that is unreadable or smaller than a patch.
+    paths: image files. scales: drawn at random for each patch; a single one where the network upscales.
+    patch_size: of the HR patch, in pixels, then a multiple of the scale. channels: 1 (luma) or 3 (RGB).
+    upscaled_input: the network's input has the HR size. Raises InputError on an image that is unreadable or
+    smaller than a patch.
     """
 
     def __init__(self, paths, scales, patch_size, seed, device="cpu", channels=1, upscaled_input=True):
-        self.seed, self.device, self.channels = seed, device, channels
+        self.seed, self.device, self.patch_size = seed, device, patch_size
+        self.ratio = 1 if upscaled_input else scales[0]
+        input_size = patch_size // self.ratio
         hr_buffer, input_buffer = _Buffer(), _Buffer()
         table = []
         for path in tqdm(paths, desc="images", unit="", leave=False, disable=None):
@@ -79,18 +81,14 @@ class TrainingPatches:
                     continue
                 hr = hr_buffer.add(resized)
                 for scale in scales:
-                    ratio = 1 if upscaled_input else scale
-                    size_in = patch_size // ratio
                     lr = input_buffer.add(_network_input(resized, scale, upscaled_input))
-                    places = (lr.rows - size_in + 1, lr.columns - size_in + 1)
+                    places = (lr.rows - input_size + 1, lr.columns - input_size + 1)
                     if min(places) > 0:
-                        table.append((hr.start, hr.width, lr.start, lr.width, *places, ratio))
+                        table.append((hr.start, hr.columns, lr.start, lr.columns, *places))
         if not table:  # cropped to a multiple of the scale, even the largest is too small
             raise InputError(f"{paths[0].parent}: no image is large enough for patches of {patch_size}x{patch_size}")
         self.hr, self.inputs = hr_buffer.finish(device), input_buffer.finish(device)
         self.table = torch.tensor(table)
-        self.ratio = self.table[0, 6].item()
-        self.patch_size = patch_size
         # Every place where a patch can lie is as likely as any other.
         self.cumulative = (self.table[:, 4] * self.table[:, 5]).double().cumsum(0)
 
@@ -99,7 +97,7 @@ class TrainingPatches:
         stream = random_stream(self.seed, "patches", step)
         place = torch.rand(3, size, generator=stream, dtype=torch.float64)
         entry = torch.searchsorted(self.cumulative, place[0] * self.cumulative[-1], right=True)
-        hr_start, hr_width, lr_start, lr_width, rows, columns, _ = self.table[entry].T
+        hr_start, hr_width, lr_start, lr_width, rows, columns = self.table[entry].T
         row, column = (place[1] * rows).long(), (place[2] * columns).long()
         turn = torch.randint(8, (size,), generator=stream)
         lr = self._cut(self.inputs, lr_start, lr_width, row, column, turn, self.patch_size // self.ratio)

@@ -1,8 +1,8 @@
 """A checkpoint file becomes a ready model.
 
 Our files hold {"config": architecture, "state_dict": tensors} (see utils.save_model). Also read: a bare state
-dict, one under a usual key ("state_dict", "model", "params", "model_state_dict"), names with a "module."
-prefix, the names of pytorch-vdsr (input, residual_layer.N.conv, output) and of EDSR-PyTorch (sub_mean and
+dict, one under a usual key ("state_dict", "model", "params", "model_state_dict"), names with a "module." or
+"model." prefix, the names of pytorch-vdsr (input, residual_layer.N.conv, output) and of EDSR-PyTorch (sub_mean and
 add_mean besides ours). Without a config the architecture is read off the names and shapes.
 """
 

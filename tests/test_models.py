@@ -121,15 +121,16 @@ def foreign(style):
         names = {"head.weight": "input.weight", "tail.weight": "output.weight",
                  "body.0.weight": "residual_layer.0.conv.weight", "body.1.weight": "residual_layer.1.conv.weight"}
         return model, {names[name]: value for name, value in weights.items()}
-    if style == "module":
-        return model, {"module." + name: value for name, value in weights.items()}
+    if style in ("module", "model"):
+        return model, {f"{style}.{name}": value for name, value in weights.items()}
     if style == "half":
         model.half().float()
         return model, {name: value.half() for name, value in model.state_dict().items()}
     return model, {"bare": weights, "state_dict": {"state_dict": weights}, "params": {"params": weights}}[style]
 
 
-@pytest.mark.parametrize("style", ["bare", "state_dict", "params", "module", "half", "pytorch_vdsr", "edsr_pytorch"])
+@pytest.mark.parametrize("style", ["bare", "state_dict", "params", "module", "model", "half", "pytorch_vdsr",
+                                   "edsr_pytorch"])
 def test_checkpoints_of_others(tmp_path, style):
     model, content = foreign(style)
     torch.save(content, tmp_path / "m.pth")
