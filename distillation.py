@@ -11,7 +11,6 @@ A generator for each scale draws LR images. The student learns to give what the 
 generators learn to draw images that the teacher reconstructs and on which the student is still wrong.
 """
 
-import math
 from pathlib import Path
 
 import torch
@@ -20,14 +19,14 @@ from tqdm import trange
 from bicubic import imresize
 from data.benchmark import (Benchmarks, choose_scales, choose_sets, choose_validation, format_table,
                             paper_scores)
-from data.sources import folder_source, lr_size, network_input, noise_source
+from data.sources import Generators, folder_source, lr_size, network_input, noise_source
 from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
-from models import Generator, build_model, half_width
+from models import build_model, half_width
 from models.load import load_model
-from options import (Parser, add_shared_flags, count, decay, descend, distance, make_optimizer, positive,
-                     set_learning_rate, settle_shared_flags, weight, whole)
+from options import Parser, add_shared_flags, count, positive, settle_shared_flags, weight, whole
 from run import Run
-from utils import InputError, fingerprint, random_stream, run_script, save_model, seed_everything, stream_seed
+from training import DTYPES, Learner, decay, distance, frozen, lowered, make_optimizer, recorded
+from utils import InputError, fingerprint, run_script, save_model, seed_everything, stream_seed
 
 # --demo: a small teacher (how it was trained is in the README) and settings for minutes on a CPU.
 DEMO = dict(
@@ -65,12 +64,12 @@ def parse_arguments(argv=None):
 # ---- the method ------------------------------------------------------------------------------------
 
 
-def student_step(student, teacher, x, optimizer, D, clip):
+def student_step(student, teacher, x, D):
     """Student phase: one step to lower D(S(x), T(x)). Returns the loss a pixel."""
     with torch.no_grad():
         target = teacher(x)
     loss = D(student(x), target)
-    descend(loss, optimizer, clip, "D(S(x), T(x))")
+    student.descend(loss)
     return loss.detach() / target.numel()
 
 
@@ -88,53 +87,13 @@ def generator_losses(generator, student, teacher, z, scale, D):
     return reconstruction, adversarial
 
 
-def generator_step(generator, student, teacher, z, scale, optimizer, D, reconw, gw):
-    """Generator phase: one step on reconw * L_R + gw * L_adv. Returns both terms."""
-    reconstruction, adversarial = generator_losses(generator, student, teacher, z, scale, D)
-    loss = reconw * reconstruction + gw * adversarial
-    descend(loss, optimizer, math.inf, "the generator's loss")
-    return reconstruction.detach(), adversarial.detach()
-
-
-class Generators:
-    """G_s for every scale, each with its own Adam; as a source of student inputs, draw(scale, step)."""
-
-    def __init__(self, args, scales, teacher):
-        self.args, self.upscaled_input = args, teacher.upscaled_input
-        seed_everything(args.seed, "generators")
-        self.networks = torch.nn.ModuleDict({
-            str(s): Generator(args.latent, lr_size(args.input_size, s), teacher.channels, args.ge_type)
-            for s in scales
-        }).to(args.device)
-        self.optimizers = {s: torch.optim.Adam(g.parameters(), lr=args.lr_G) for s, g in self.networks.items()}
-
-    def latent(self, *key):
-        """z ~ N(0, I), (B, latent), of the stream `key`."""
-        stream = random_stream(self.args.seed, *key, device=self.args.device)
-        return torch.randn(self.args.batchSize, self.args.latent, generator=stream, device=self.args.device)
-
-    @torch.no_grad()
-    def draw(self, scale, step):
-        return network_input(self.networks[str(scale)](self.latent("z", step)), scale, self.upscaled_input)
-
-    def step(self, student, teacher, scale, step, D, rate):
-        """The generator phase; returns L_R a pixel and L_adv."""
-        optimizer = self.optimizers[str(scale)]
-        set_learning_rate(optimizer, rate)
-        z = self.latent("generator z", step)
-        L_R, L_adv = generator_step(self.networks[str(scale)], student, teacher, z, scale, optimizer, D,
-                                    self.args.reconw, self.args.gw)
-        pixels = len(z) * teacher.channels * lr_size(self.args.input_size, scale) ** 2
-        return L_R / pixels, L_adv
-
-    def state_dict(self):
-        return {"networks": self.networks.state_dict(),
-                "optimizers": {s: o.state_dict() for s, o in self.optimizers.items()}}
-
-    def load_state_dict(self, state):
-        self.networks.load_state_dict(state["networks"])
-        for s, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][s])
+def generator_step(generator, student, teacher, z, scale, D, reconw, gw):
+    """Generator phase: one step on reconw * L_R + gw * L_adv. Returns L_R a pixel and L_adv."""
+    with frozen(student.network):
+        reconstruction, adversarial = generator_losses(generator, student, teacher, z, scale, D)
+        generator.descend(reconw * reconstruction + gw * adversarial)
+    pixels = len(z) * teacher.channels * generator.master.size**2
+    return torch.stack((reconstruction.detach() / pixels, adversarial.detach()))
 
 
 def stages(depth, args):
@@ -144,12 +103,12 @@ def stages(depth, args):
     return list(zip(begins, begins[1:] + [args.nEpochs + 1], blocks))
 
 
-def distil_epoch(args, run, stage, student, teacher, optimizer, draw, generators, scales):
+def distil_epoch(args, run, stage, student, take_step, draw, generators, scales):
     """What is left of the run's epoch: --iter rounds of --stu_step student steps and one generator step.
 
-    stage: (first epoch, epoch after the last), within which the student's schedule runs.
+    stage: (first epoch, epoch after the last), within which the student's schedule runs. take_step(x):
+    student_step of the learner `student`.
     """
-    D = distance(args.loss_type)
     begin, end = stage
     progress = trange(run.round, args.iter, desc=f"epoch {run.epoch}/{args.nEpochs}", unit="round", leave=False,
                       disable=None)
@@ -158,21 +117,20 @@ def distil_epoch(args, run, stage, student, teacher, optimizer, draw, generators
         epochs_done = run.epoch - 1 + i / args.iter
 
         # Student phase
-        set_learning_rate(optimizer, args.lr * decay(args, epochs_done - (begin - 1), end - begin))
+        student.set_rate(args.lr * decay(args, epochs_done - (begin - 1), end - begin))
         for k in range(run.step, args.stu_step):
             step = number * args.stu_step + k
             scale = choose_scale(args.seed, scales, "student", step)
-            x = draw(scale, step)
-            run.sums[0] += student_step(student, teacher, x, optimizer, D, args.clip) / args.stu_step
+            run.sums[0] += take_step(draw(scale, step)) / args.stu_step
             run.steps += 1
             run.done(i, k + 1)
+        student.check()
 
         # Generator phase
         if generators:
             scale = choose_scale(args.seed, scales, "generator", number)
-            rate = args.lr_G * decay(args, epochs_done, args.nEpochs)
-            L_R, L_adv = generators.step(student, teacher, scale, number, D, rate)
-            run.sums[1:] += torch.stack((L_R, L_adv))
+            run.sums[1:] += generators.step(scale, number, args.lr_G * decay(args, epochs_done, args.nEpochs))
+            generators.check()
 
         run.done(i + 1)
         if i % 10 == 0:
@@ -197,25 +155,32 @@ def make_source(args, scales, teacher):
     return folder_source(args, scales, teacher), None
 
 
+def make_learner(args, student):
+    """The student as a learner, with a new optimiser."""
+    return Learner(student, make_optimizer(args, student.parameters()), DTYPES[args.precision], args.clip,
+                   "D(S(x), T(x))")
+
+
 def restore(state, args, generators):
-    """(student, optimizer) of a checkpoint; the generators' content goes back in its place."""
+    """The student, a learner, of a checkpoint; the generators' content goes back in its place."""
     student = build_model(state["config"]).to(args.device)
     student.load_state_dict(state["model"])
-    optimizer = make_optimizer(args, student.parameters())
-    optimizer.load_state_dict(state["optimizer"])
+    learner = make_learner(args, student)
+    learner.load_state_dict(state["optimizer"])
     if generators:
         generators.load_state_dict(state["generators"])
-    return student, optimizer
+    return learner
 
 
-def distil(args, run, student, optimizer, teacher, scales, draw, generators, validation):
-    """Distil to --nEpochs, saving after each epoch. student and optimizer: None for a new run.
+def distil(args, run, student, teacher, scales, draw, generators, validation):
+    """Distil to --nEpochs, saving after each epoch. student: a learner, None for a new run.
 
-    Returns the student.
+    Returns the student network.
     """
+    D = distance(args.loss_type)
     full = half_width(teacher.config) if args.model_type == "half" else teacher.config
-    run.snapshot = lambda: {"config": student.config, "model": student.state_dict(),
-                            "optimizer": optimizer.state_dict(),
+    run.snapshot = lambda: {"config": student.master.config, "model": student.master.state_dict(),
+                            "optimizer": student.state_dict(),
                             "generators": generators.state_dict() if generators else None}
     for number, (begin, end, blocks) in enumerate(stages(full["n_resblocks"], args)):
         if end <= run.epoch:
@@ -223,17 +188,22 @@ def distil(args, run, student, optimizer, teacher, scales, draw, generators, val
         if student is None or (run.epoch, run.round, run.step) == (begin, 0, 0):  # a new stage
             seed_everything(args.seed, "student", number)
             if student is None:
-                student = build_model({**full, "n_resblocks": blocks}).to(args.device)
+                network = build_model({**full, "n_resblocks": blocks}).to(args.device)
             else:
-                student.grow(blocks, args.grow_init)
-            optimizer = make_optimizer(args, student.parameters())
+                network = student.master
+                network.grow(blocks, args.grow_init)
+            student = make_learner(args, network)
+        take_step = recorded(lambda x, student=student: student_step(student, teacher, x, D), args)
+        if generators:
+            generators.learn_by(lambda generator, z, scale, student=student: generator_step(
+                generator, student, teacher, z, scale, D, args.reconw, args.gw))
         while run.epoch < end:
-            distil_epoch(args, run, (begin, end), student, teacher, optimizer, draw, generators, scales)
+            distil_epoch(args, run, (begin, end), student, take_step, draw, generators, scales)
             with run.resting():
-                psnr = validation.psnr(student)
+                psnr = validation.psnr(student.master)
             save_epoch_samples(run / f"samples/epoch_{run.epoch:04d}.png", [draw(s, "sample") for s in scales])
-            run.end_epoch(student, psnr)
-    return student
+            run.end_epoch(student.master, psnr)
+    return student.master if student else None
 
 
 def check(args, teacher, scales):
@@ -278,13 +248,14 @@ def main(args):
     benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device)
     if not args.test_only:
         validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
-        draw, generators = make_source(args, scales, teacher)
+        lowered_teacher = lowered(teacher, DTYPES[args.precision])
+        draw, generators = make_source(args, scales, lowered_teacher)
     losses = ["student", "L_R", "L_adv"] if args.source == "generator" else ["student"]
     run = Run(args, losses, script="distillation", teacher=fingerprint(teacher))
-    begun = run.restore(lambda state: restore(state, args, generators)) or (None, None)
+    begun = run.restore(lambda state: restore(state, args, generators))
     with run:
         if not args.test_only:
-            student = distil(args, run, *begun, teacher, scales, draw, generators, validation)
+            student = distil(args, run, begun, lowered_teacher, scales, draw, generators, validation)
             save_model(student, args.output)
             save_sample_sheet(run / "samples", run / "samples.png", scales)
         networks = {"teacher": teacher, "student": student}

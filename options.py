@@ -1,15 +1,13 @@
-"""The flags both scripts have, and what they say about loss, optimiser and schedule."""
+"""The flags both scripts have."""
 
 import argparse
-import math
 import os
 import sys
 from pathlib import Path
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
-from utils import InputError, NotFinite, choose_device, set_up_cpu
+from utils import InputError, choose_device, set_up_cpu
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -81,6 +79,9 @@ def add_shared_flags(parser):
     add("--output", help="where the trained network goes besides (default: teacher.pth, half.pth or student.pth)")
     add("--test_only", action="store_true", help="score, do not train")
     add("--seed", type=whole, default=1, help="of everything random")
+    add("--precision", choices=("auto", "fp32", "tf32", "bf16", "fp16"), default="auto",
+        help="of convolutions in training; weights and scoring are fp32 always. auto: fp16 on CUDA, else fp32")
+    add("--plain", action="store_true", help="on CUDA: no CUDA graphs, and fp32 unless --precision says otherwise")
     add("--deterministic", action="store_true", help="on CUDA, only kernels that give the same result every time")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
@@ -111,7 +112,16 @@ def settle_shared_flags(args, script, output):
         raise InputError("--resume: cannot go with --test_only, which does not train")
     check_places(args)
     args.device = choose_device(args.device)
+    if args.precision == "auto":
+        args.precision = "fp16" if args.device.type == "cuda" and not args.plain else "fp32"
+    set_up_device(args)
+
+
+def set_up_device(args):
+    """Threads, TF32, and how kernels are chosen, as --threads, --precision and --deterministic say."""
     set_up_cpu(args.threads)
+    torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
+    torch.backends.cudnn.benchmark = not args.deterministic
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True)
@@ -133,43 +143,3 @@ def check_places(args):
             probe.unlink()
         except OSError as error:
             raise InputError(f"--output {args.output}: cannot be written ({error.strerror})") from None
-
-
-def make_optimizer(args, parameters):
-    """The optimiser of --optimizer, --lr, --momentum and --weight-decay."""
-    if args.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=args.lr, weight_decay=args.weight_decay)
-    return torch.optim.SGD(parameters, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
-
-
-def decay(args, epochs_done, epochs):
-    """The factor on a learning rate after `epochs_done` (a fraction, too) of `epochs` epochs."""
-    if args.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * min(epochs_done / epochs, 1)))
-    return 0.1 ** (int(epochs_done) // args.step)
-
-
-def set_learning_rate(optimizer, rate):
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def distance(loss_type):
-    """D of the paper: "MSE" is the summed squared error, "L1" the summed absolute error."""
-    if loss_type == "MSE":
-        return lambda a, b: (a - b).square().sum()
-    return lambda a, b: (a - b).abs().sum()
-
-
-def descend(loss, optimizer, clip, name):
-    """One step of `optimizer` down `loss`, its gradient's norm clipped at `clip`.
-
-    Raises NotFinite before the update where the loss (called `name`) or its gradient is not finite.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.zero_grad()
-    loss.backward(inputs=parameters)
-    norm = clip_grad_norm_(parameters, clip)
-    if not torch.isfinite(loss + norm):
-        raise NotFinite(f"{name} is {loss.item():g}, its gradient's norm {norm.item():g}")
-    optimizer.step()

@@ -19,11 +19,11 @@ from tqdm import tqdm
 from utils import (InputError, NotFinite, Stopped, append_line, device_name, git_revision, read_checkpoint,
                    save_atomically, save_json, save_model, write_atomically)
 
-# Flags that do not make another run: paths, logging, device. (The scripts pass what is in the file that
-# --pretrained names.) --nEpochs, too, may change when a run is resumed; but a shorter or longer one does not
-# begin in the folder of another.
+# Flags that do not make another run: paths, logging, device and how it computes. (The scripts pass what is in
+# the file that --pretrained names.) --nEpochs, too, may change when a run is resumed; but a shorter or longer one
+# does not begin in the folder of another.
 MAY_CHANGE = {"resume", "pretrained", "save_dir", "output", "data_dir", "data_test", "threads", "device",
-              "checkpoint_every"}
+              "precision", "plain", "checkpoint_every"}
 
 
 # What a checkpoint says of where the run is: what comes next, steps made, best and last validation PSNR.

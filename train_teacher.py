@@ -18,9 +18,9 @@ from data.images import find_training_images
 from data.patches import TrainingPatches
 from models import build_model, half_width
 from models.load import load_model
-from options import (Parser, add_shared_flags, count, decay, descend, distance, make_optimizer, number, positive,
-                     set_learning_rate, settle_shared_flags)
+from options import Parser, add_shared_flags, count, number, positive, settle_shared_flags
 from run import Run
+from training import DTYPES, Learner, decay, distance, make_optimizer, recorded
 from utils import InputError, fingerprint, run_script, save_model, seed_everything
 
 ARCHITECTURE_FLAGS = ("arch", "n_resblocks", "n_feats", "res_scale")
@@ -41,38 +41,44 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
-def train_epoch(args, run, model, optimizer, patches):
-    """What is left of the run's epoch, --iter steps of D(model(input), HR)."""
-    D = distance(args.loss_type)
+def train_step(model, inputs, hr, D):
+    """One step to lower D(model(input), HR). Returns the loss a pixel."""
+    loss = D(model(inputs), hr)
+    model.descend(loss)
+    return loss.detach() / hr.numel()
+
+
+def train_epoch(args, run, model, step, patches):
+    """What is left of the run's epoch, --iter steps of the learner `model`."""
     progress = trange(run.round, args.iter, desc=f"epoch {run.epoch}/{args.nEpochs}", unit="step", leave=False,
                       disable=None)
     for i in progress:
-        set_learning_rate(optimizer, args.lr * decay(args, run.epoch - 1 + i / args.iter, args.nEpochs))
-        inputs, hr = patches.batch((run.epoch - 1) * args.iter + i, args.batchSize)
-        loss = D(model(inputs), hr)
-        descend(loss, optimizer, args.clip, "the loss")
-        run.sums += loss.detach() / hr.numel()
+        model.set_rate(args.lr * decay(args, run.epoch - 1 + i / args.iter, args.nEpochs))
+        run.sums += step(*patches.batch((run.epoch - 1) * args.iter + i, args.batchSize))
         run.steps += 1
-        run.done(i + 1)
-        if i % 50 == 0:
+        if i % 50 == 0 or i + 1 == args.iter:  # these wait for the GPU
+            model.check()
             progress.set_postfix(run.postfix())
+        run.done(i + 1)
 
 
-def restore(state, model, optimizer):
+def restore(state, model):
     """Put a checkpoint's content back in its place."""
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    model.master.load_state_dict(state["model"])
+    model.load_state_dict(state["optimizer"])
 
 
-def train(args, run, model, optimizer, patches, validation):
-    """Train to --nEpochs, saving after each epoch."""
-    run.snapshot = lambda: {"config": model.config, "model": model.state_dict(),
-                            "optimizer": optimizer.state_dict()}
+def train(args, run, model, patches, validation):
+    """Train the learner `model` to --nEpochs, saving after each epoch."""
+    D = distance(args.loss_type)
+    run.snapshot = lambda: {"config": model.master.config, "model": model.master.state_dict(),
+                            "optimizer": model.state_dict()}
+    step = recorded(lambda inputs, hr: train_step(model, inputs, hr, D), args)
     while run.epoch <= args.nEpochs:
-        train_epoch(args, run, model, optimizer, patches)
+        train_epoch(args, run, model, step, patches)
         with run.resting():
-            psnr = validation.psnr(model)
-        run.end_epoch(model, psnr)
+            psnr = validation.psnr(model.master)
+        run.end_epoch(model.master, psnr)
 
 
 def make_model(args):
@@ -109,11 +115,11 @@ def main(args):
                                   args.device, model.channels, model.upscaled_input)
     initial = fingerprint(model) if args.pretrained else None
     run = Run(args, ["loss"], script="train_teacher", initial=initial, **model.config)
-    optimizer = make_optimizer(args, model.parameters())
-    run.restore(lambda state: restore(state, model, optimizer))
+    learner = Learner(model, make_optimizer(args, model.parameters()), DTYPES[args.precision], args.clip)
+    run.restore(lambda state: restore(state, learner))
     with run:
         if not args.test_only:
-            train(args, run, model, optimizer, patches, validation)
+            train(args, run, learner, patches, validation)
             save_model(model, args.output)
             run.say(f"the trained network is {args.output}")
         with run.resting():

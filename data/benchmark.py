@@ -11,6 +11,10 @@ Both: `scale` pixels shaved on every side; PSNR with peak 255; SSIM with an 11x1
 """
 
 import csv
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +25,7 @@ from tqdm import tqdm
 
 from bicubic import imresize
 from data.images import BUNDLED, BUNDLED_TEST, bundled_photographs, list_images, luma, read_image
+from models.tiles import run_tiled
 from utils import InputError
 
 KNOWN_SETS = ("Set5", "Set14", "B100", "Urban100")
@@ -111,12 +116,11 @@ def score(output, hr, scale, ssim=True):
     return {"psnr": float(psnr), "ssim": float(similarity)}
 
 
-@torch.inference_mode()
 def upscale(model, pair, device):
     """The network's output luma (H, W) in 0..255 for a pair, before clipping. The network runs in float32."""
     source = pair.bicubic if model.upscaled_input else pair.lr
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        output = model((source / 255).float().to(device)[None])[0].double().cpu() * 255
+        output = run_tiled(model, (source / 255).float().to(device)[None])[0].double().cpu() * 255
     return _as_luma(output)
 
 
@@ -125,6 +129,31 @@ def _as_luma(image):
     if len(image) == 1:
         return image[0].numpy()
     return luma(image.round().clamp(0, 255).permute(1, 2, 0).numpy())
+
+
+WORKERS = min(8, os.cpu_count() or 1)
+
+
+@contextmanager
+def _workers():
+    """A pool of threads that resize and score while the network runs; NumPy, SciPy and torch let them."""
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _ahead(pool, function, items):
+    """function(item) for each of `items`, in order; the pool works on as many ahead as it has threads."""
+    waiting = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > WORKERS:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 class Benchmarks:
@@ -144,17 +173,16 @@ class Benchmarks:
     def scores(self, networks, bicubic=False):
         """Mean scores {set: {scale: {name: {"psnr", "ssim"}}}} of `networks` ({name: model}, all of one
         protocol), with bicubic's own where asked for."""
-        upscaled_input = next(iter(networks.values())).upscaled_input
         results = {}
         count = sum(map(len, self.sets.values())) * len(self.scales)
-        with tqdm(total=count, desc="scoring", unit="image", leave=False, disable=None) as progress:
+        with _workers() as pool, tqdm(total=count, desc="scoring", unit="image", leave=False, disable=None) as bar:
             for name, images in self.sets.items():
                 results[name] = {}
                 for scale in self.scales:
                     rows = []
-                    for _, rgb in images:
-                        rows.append(self._score_image(networks, bicubic, rgb, scale, upscaled_input))
-                        progress.update()
+                    for row in self._score_images(pool, networks, bicubic, images, scale):
+                        rows.append(row)
+                        bar.update()
                     results[name][str(scale)] = _mean(rows)
         return results
 
@@ -188,10 +216,16 @@ class Benchmarks:
                   for name, output in self._outputs(networks, True, pair).items()}
         return {"HR": (pair.hr, None), **scored}, scale, path.stem
 
-    def _score_image(self, networks, bicubic, rgb, scale, upscaled_input):
-        pair = prepare(rgb, scale, upscaled_input)
-        outputs = self._outputs(networks, bicubic, pair)
-        return {name: score(output, pair.hr, scale) for name, output in outputs.items()}
+    def _score_images(self, pool, networks, bicubic, images, scale):
+        """Yield {name: score} of each image: prepared and scored by the pool, upscaled here."""
+        upscaled_input = next(iter(networks.values())).upscaled_input
+
+        def score_all(hr_and_outputs):
+            hr, outputs = hr_and_outputs
+            return {name: score(output, hr, scale) for name, output in outputs.items()}
+
+        pairs = _ahead(pool, lambda image: prepare(image[1], scale, upscaled_input), images)
+        return _ahead(pool, score_all, ((pair.hr, self._outputs(networks, bicubic, pair)) for pair in pairs))
 
     def _outputs(self, networks, bicubic, pair):
         outputs = {"bicubic": _as_luma(pair.bicubic)} if bicubic else {}

@@ -115,7 +115,10 @@ class TrainingPatches:
         down, right = torch.where(transpose, right, down), torch.where(transpose, down, right)
         # 32-bit indices, where they suffice, take half the time.
         kind = torch.int32 if len(buffer[0]) < 2**31 else torch.int64
-        first, down, right = torch.stack((first, down, right)).to(self.device, kind)[..., None, None]
+        places = torch.stack((first, down, right)).to(kind)
+        if torch.device(self.device).type == "cuda":  # from pinned memory nothing has to wait for the GPU
+            places = places.pin_memory()
+        first, down, right = places.to(self.device, non_blocking=True)[..., None, None]
         steps = torch.arange(size, device=self.device, dtype=kind)
         index = (first + down * steps[:, None] + right * steps).flatten()
         patches = [channel.index_select(0, index).reshape(len(turn), size, size) for channel in buffer]

@@ -17,8 +17,8 @@ class Generator(nn.Module):
 
     def __init__(self, latent, size, channels=1, ge_type="IN"):
         super().__init__()
-        self.first_size = size // 4
-        self.head = nn.Linear(latent, 128 * self.first_size**2)
+        self.size = size
+        self.head = nn.Linear(latent, 128 * (size // 4) ** 2)
         self.body = nn.Sequential(
             _norm(ge_type, 128),
             nn.Upsample(scale_factor=2),
@@ -36,5 +36,6 @@ class Generator(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, z):
-        features = self.head(z).reshape(len(z), 128, self.first_size, self.first_size)
-        return (self.tail(self.body(features)) + 1) / 2
+        features = self.head(z.to(self.head.weight.dtype))
+        features = self.body(features.reshape(len(z), 128, self.size // 4, self.size // 4))
+        return (self.tail(features).to(z.dtype) + 1) / 2

@@ -7,7 +7,8 @@ import math
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
+
+from models.layers import conv_relu
 
 
 def _conv(in_channels, out_channels):
@@ -19,8 +20,9 @@ def _conv(in_channels, out_channels):
 class VDSR(nn.Module):
     """head 1 -> n_feats, body of n_resblocks convolutions, tail n_feats -> 1, ReLU between.
 
-    forward: (B, 1, H, W) upscaled luma in [0, 1] -> (B, 1, H, W), not clipped. One network serves
-    every scale. The paper's teacher is VDSR(18, 64), its student VDSR(18, 32).
+    forward: (B, 1, H, W) upscaled luma in [0, 1], float32 -> (B, 1, H, W), float32, not clipped, whatever the
+    precision of the weights, in which it computes. One network serves every scale. The paper's teacher is
+    VDSR(18, 64), its student VDSR(18, 32).
     """
 
     scales = (2, 3, 4)
@@ -40,10 +42,15 @@ class VDSR(nn.Module):
         return {"arch": "vdsr", "n_resblocks": len(self.body), "n_feats": self.n_feats}
 
     def forward(self, x):
-        features = F.relu(self.head(x))
+        features = conv_relu(x.to(self.head.weight.dtype), self.head)
         for conv in self.body:
-            features = F.relu(conv(features))
+            features = conv_relu(features, conv)
         return x + self.tail(features)
+
+    @property
+    def radius(self):
+        """How far, in input pixels, an output pixel's receptive field reaches."""
+        return len(self.body) + 2
 
     def grow(self, n_resblocks, init="random"):
         """Append body convolutions until there are n_resblocks; what is trained is kept.

@@ -1,16 +1,23 @@
 """What only a GPU can show; skipped where there is none."""
 
+import copy
 import signal
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import distillation
 from bicubic import imresize
 from data.images import BUNDLED_TEST, bundled_photographs
 from data.patches import TrainingPatches
+from distillation import generator_step, make_learner, student_step
+from models import Generator, build_model
+from models.layers import conv_relu
 from run import Run
+from tests.benchmark import settings
 from tests.helpers import read, student_flags, weights_equal
+from training import DTYPES, Learner, Recorded, adam, distance, lowered
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -41,6 +48,77 @@ def test_patches_are_those_of_the_cpu():
     cpu, gpu = (TrainingPatches(paths, (2, 3, 4), 24, 1, device) for device in ("cpu", "cuda"))
     for a, b in zip(cpu.batch(3, 5), gpu.batch(3, 5)):
         assert torch.equal(a, b.cpu())
+
+
+def test_fused_convolution_and_relu_are_the_two_operations():
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 12, 12, device="cuda").half().to(memory_format=torch.channels_last)
+    conv = torch.nn.Conv2d(16, 24, 3, padding=1).cuda().half().to(memory_format=torch.channels_last)
+    single = copy.deepcopy(conv).float()
+    results = []
+    for function, given in ((lambda x: conv_relu(x, conv), x), (lambda x: F.relu(single(x)), x.float())):
+        given = given.clone().requires_grad_()
+        output = function(given)
+        weights = (conv if given.dtype == torch.half else single).parameters()
+        results.append([t.float() for t in (output, *torch.autograd.grad((output**2).sum(), (given, *weights)))])
+    for fused, plain in zip(*results):
+        assert (fused - plain).norm() < 3e-3 * plain.norm()
+
+
+def both_phases(args, steps, record, optimizer="sgd"):
+    """Losses of `steps` student and generator steps and the networks they leave, recorded as graphs or not."""
+    torch.manual_seed(0)
+    args.optimizer = optimizer
+    config = {"arch": "vdsr", "n_resblocks": 3, "n_feats": 16}
+    dtype, D = DTYPES[args.precision], distance("MSE")
+    teacher = lowered(build_model(config).cuda().requires_grad_(False), dtype)
+    student = make_learner(args, build_model({**config, "n_feats": 8}).cuda())
+    network = Generator(8, 16).cuda()
+    generator = Learner(network, adam(network.parameters()), dtype)
+    take_step = lambda x: student_step(student, teacher, x, D)
+    learn = lambda z: generator_step(generator, student, teacher, z, 2, D, 1.0, 1.0)
+    if record:
+        take_step, learn = Recorded(take_step), Recorded(learn)
+    losses, stream = [], torch.Generator("cuda").manual_seed(1)
+    for step in range(steps):
+        student.set_rate(0.01 / (1 + step))
+        generator.set_rate(1e-3)
+        losses.append(take_step(torch.rand(4, 1, 32, 32, generator=stream, device="cuda")).item())
+        losses.append(learn(torch.randn(4, 8, generator=stream, device="cuda")).tolist()[0])
+    student.check()
+    generator.check()
+    return torch.tensor(losses), [student.master, network]
+
+
+@pytest.mark.parametrize("precision, error", [("fp32", 1e-4), ("tf32", 1e-2), ("bf16", 5e-2), ("fp16", 1e-2)])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_recorded_steps_in_any_precision_follow_the_plain_ones(precision, error, optimizer):
+    """Step by step the losses of the same inputs, past the recording; the rates change with every step."""
+    device = torch.device("cuda")
+    plain, _ = both_phases(settings(device, "fp32", True, 4), 10, False, optimizer)
+    fast, networks = both_phases(settings(device, precision, False, 4), 10, True, optimizer)
+    torch.testing.assert_close(fast, plain, rtol=error, atol=1e-5)
+    assert all(p.dtype == torch.float32 for network in networks for p in network.parameters())
+
+
+def test_recording_changes_no_bit():
+    args = settings(torch.device("cuda"), "fp32", False, 4)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    (losses, networks), (again, others) = (both_phases(args, 8, record) for record in (False, True))
+    torch.use_deterministic_algorithms(False)
+    assert torch.equal(losses, again)
+    for network, other in zip(networks, others):
+        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters()))
+
+
+def test_a_graph_for_every_shape_of_input():
+    double = Recorded(lambda x: 2 * x)
+    for _ in range(5):
+        for size in (3, 4):
+            x = torch.rand(size, device="cuda")
+            assert torch.equal(double(x), 2 * x)
+    assert len(double.graphs) == 2
 
 
 def test_a_deterministic_run_resumes_bit_for_bit(run, monkeypatch, images, tiny_teacher):

@@ -8,13 +8,13 @@ import torch
 import torch.nn as nn
 
 from bicubic import imresize
-from data.sources import folder_source, lr_size, network_input, noise_source
-from distillation import (Generators, check, choose_scale, distil, distil_epoch, generator_losses, generator_step,
+from data.sources import Generators, folder_source, lr_size, network_input, noise_source
+from distillation import (check, choose_scale, distil, distil_epoch, generator_losses, generator_step, make_learner,
                           make_source, parse_arguments, stages, student_step)
 from models import VDSR, Generator, build_model, half_width
-from options import decay, descend, distance, make_optimizer
 from run import Run
-from utils import InputError, NotFinite, random_stream
+from training import Learner, adam, distance
+from utils import InputError, random_stream
 
 
 def networks(arch="vdsr", seed=0):
@@ -28,14 +28,8 @@ def networks(arch="vdsr", seed=0):
 def arguments(*flags):
     args = parse_arguments(["--batchSize=2", "--latent=5", "--input_size=32", "--lr_G=0.01", *flags])
     args.device, args.lr, args.weight_decay = torch.device("cpu"), args.lr or 0.1, args.weight_decay or 0.0
-    args.loss_type, args.save_dir = args.loss_type or "MSE", args.save_dir or "unused"
+    args.loss_type, args.save_dir, args.precision = args.loss_type or "MSE", args.save_dir or "unused", "fp32"
     return args
-
-
-def test_distances_are_sums():
-    a, b = torch.tensor([1.0, 2.0, -3.0]), torch.tensor([0.0, 4.0, -3.0])
-    assert distance("MSE")(a, b) == 5
-    assert distance("L1")(a, b) == 3
 
 
 class Fixed(nn.Module):
@@ -110,7 +104,9 @@ def test_student_step_follows_the_clipped_gradient():
     gradients = torch.autograd.grad(expected, list(student.parameters()))
     norm = torch.cat([g.flatten() for g in gradients]).norm()
     assert norm > 0.4
-    loss = student_step(student, teacher, x, torch.optim.SGD(student.parameters(), lr=0.5), D, clip=0.4)
+    learner = make_learner(arguments("--wd=0", "--momentum=0", "--clip=0.4"), student)
+    learner.set_rate(0.5)
+    loss = student_step(learner, teacher, x, D)
     assert loss.item() == pytest.approx(expected.item() / x.numel(), rel=1e-5)
     for p, old, gradient in zip(student.parameters(), before, gradients):
         torch.testing.assert_close(p, old - 0.5 * 0.4 / norm * gradient, rtol=1e-4, atol=1e-7)
@@ -119,23 +115,26 @@ def test_student_step_follows_the_clipped_gradient():
 @pytest.mark.parametrize("reconw, gw", [(1.0, 0.0), (0.0, 1.0), (2.0, 3.0)])
 def test_generator_step_descends_the_weighted_sum(reconw, gw):
     teacher, student = networks()
-    generator, z = Generator(5, 8), torch.randn(2, 5)
+    generator, z, D = Generator(5, 8), torch.randn(2, 5), distance("MSE")
     student_before = {name: value.clone() for name, value in student.state_dict().items()}
-    value = lambda: sum(w * loss.item() for w, loss in zip(
-        (reconw, gw), generator_losses(generator, student, teacher, z, 2, distance("MSE"))))
-    before = value()
-    optimizer = torch.optim.Adam(generator.parameters(), lr=1e-4)
-    generator_step(generator, student, teacher, z, 2, optimizer, distance("MSE"), reconw, gw)
-    assert value() < before
+    losses = lambda: [loss.item() for loss in generator_losses(generator, student, teacher, z, 2, D)]
+    before = losses()
+    learner = Learner(generator, adam(generator.parameters()))
+    learner.set_rate(1e-4)
+    L_R, L_adv = generator_step(learner, make_learner(arguments(), student), teacher, z, 2, D, reconw, gw)
+    assert [L_R * 2 * 8 * 8, L_adv] == pytest.approx(before, rel=1e-5)
+    assert sum(w * (now - old) for w, now, old in zip((reconw, gw), losses(), before)) < 0
     assert all(torch.equal(v, student_before[k]) for k, v in student.state_dict().items())
-    assert all(p.grad is None for p in student.parameters())
+    assert all(p.grad is None and p.requires_grad for p in student.parameters())
 
 
 def test_only_the_generator_that_was_used_steps():
     teacher, student = networks()
     generators = Generators(arguments(), (2, 3, 4), teacher)
     before = {s: g.tail[0].weight.clone() for s, g in generators.networks.items()}
-    generators.step(student, teacher, 3, 0, distance("MSE"), rate=0.01)
+    student = make_learner(arguments(), student)
+    generators.learn_by(lambda g, z, scale: generator_step(g, student, teacher, z, scale, distance("MSE"), 1, 1))
+    generators.step(3, 0, rate=0.01)
     moved = {s: not torch.equal(g.tail[0].weight, before[s]) for s, g in generators.networks.items()}
     assert moved == {"2": False, "3": True, "4": False}
 
@@ -153,10 +152,9 @@ def test_epoch_alternates_student_and_generator_steps(monkeypatch, tmp_path):
     run = Run(args, ["student", "L_R", "L_adv"])
     generators = Generators(args, (2,), teacher)
     calls = []
-    monkeypatch.setattr("distillation.student_step", lambda *a: calls.append("S") or torch.tensor(2.0))
-    generators.step = lambda *a: calls.append("G") or (torch.tensor(3.0), torch.tensor(-4.0))
-    optimizer = torch.optim.SGD(student.parameters(), lr=1)
-    distil_epoch(args, run, (1, 2), student, teacher, optimizer, generators.draw, generators, (2,))
+    take_step = lambda x: calls.append("S") or torch.tensor(2.0)
+    generators.step = lambda *a: calls.append("G") or torch.tensor([3.0, -4.0])
+    distil_epoch(args, run, (1, 2), make_learner(args, student), take_step, generators.draw, generators, (2,))
     assert "".join(calls) == "SSSGSSSG"
     assert run.means(2) == pytest.approx({"student": 2.0, "L_R": 3.0, "L_adv": -4.0})
 
@@ -170,18 +168,19 @@ def test_each_stage_starts_afresh_and_keeps_what_is_trained(monkeypatch, tmp_pat
     draw, generators = make_source(args, (2,), teacher)
     run, seen, heads = Run(args, ["student", "L_R", "L_adv"]), [], []
 
-    def epoch_of_ones(args, run, stage, student, teacher, optimizer, *rest):
+    def watched_epoch(args, run, stage, student, *rest):
+        body = student.master.body
         if run.epoch in (3, 5):  # a stage begins: the first blocks are those that were left
-            assert torch.equal(torch.stack([c.weight for c in student.body])[: len(heads[-1])], heads[-1])
-        distil_epoch(args, run, stage, student, teacher, optimizer, *rest)
-        rates = [o.param_groups[0]["lr"] for o in (optimizer, generators.optimizers["2"])]
-        momentum = bool(optimizer.state) and len(optimizer.state)
-        seen.append((len(student.body), *rates, momentum))
-        heads.append(torch.stack([c.weight.detach().clone() for c in student.body]))
+            assert torch.equal(torch.stack([c.weight for c in body])[: len(heads[-1])], heads[-1])
+            assert not any(state["momentum_buffer"].any() for state in student.optimizer.state.values())
+        distil_epoch(args, run, stage, student, *rest)
+        rates = [learner.optimizer.param_groups[0]["lr"].item() for learner in (student, generators.learners[2])]
+        seen.append((len(body), *rates, len(student.optimizer.state)))
+        heads.append(torch.stack([c.weight.detach().clone() for c in body]))
 
-    monkeypatch.setattr("distillation.distil_epoch", epoch_of_ones)
+    monkeypatch.setattr("distillation.distil_epoch", watched_epoch)
     validation = SimpleNamespace(psnr=lambda model: {"2": 30.0})
-    student = distil(args, run, None, None, teacher, (2,), draw, generators, validation)
+    student = distil(args, run, None, teacher, (2,), draw, generators, validation)
     cosine = lambda x: 0.5 * (1 + math.cos(math.pi * x))
     expected = []
     for epoch in range(6):  # the rates of an epoch's last round; a student of n blocks has n + 2 tensors
@@ -191,27 +190,6 @@ def test_each_stage_starts_afresh_and_keeps_what_is_trained(monkeypatch, tmp_pat
         assert found == pytest.approx(wanted)
     assert student.config == {"arch": "vdsr", "n_resblocks": 6, "n_feats": 2}
     assert run.steps == 12 and run.epoch == 7
-
-
-def test_optimisers_take_their_flags():
-    parameter = [nn.Parameter(torch.zeros(1))]
-    sgd = make_optimizer(arguments("--momentum=0.7", "--wd=0.01", "--lr=0.3"), parameter)
-    assert isinstance(sgd, torch.optim.SGD)
-    assert [sgd.defaults[k] for k in ("lr", "momentum", "weight_decay")] == [0.3, 0.7, 0.01]
-    adam = make_optimizer(arguments("--optimizer=adam", "--lr=0.002"), parameter)
-    assert isinstance(adam, torch.optim.Adam)
-    assert [adam.defaults[k] for k in ("lr", "weight_decay")] == [0.002, 0.0]
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_step_that_is_not_finite_changes_nothing(value):
-    parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
-    optimizer = torch.optim.SGD([parameter], lr=0.1)
-    with pytest.raises(NotFinite, match="the loss is (nan|inf)"):
-        descend((parameter * value).sum(), optimizer, 0.4, "the loss")
-    assert torch.equal(parameter, torch.tensor([1.0, 2.0]))
-    with pytest.raises(NotFinite, match="the loss is 0, its gradient's norm nan"):
-        descend((parameter * 0).sqrt().sum(), optimizer, 0.4, "the loss")
 
 
 def test_all_scales_are_drawn_evenly_and_reproducibly():
@@ -227,13 +205,6 @@ def test_stages():
     assert stages(18, args) == [(1, 11, 6), (11, 21, 12), (21, 81, 18)]
     args = SimpleNamespace(inc_num=18, inc_step=1, nEpochs=18)
     assert [blocks for _, _, blocks in stages(18, args)] == [*range(1, 19)]
-
-
-def test_learning_rates_fall():
-    step = SimpleNamespace(schedule="step", step=10)
-    assert [decay(step, e, 80) for e in (0, 9.9, 10, 25)] == pytest.approx([1, 1, 0.1, 0.01])
-    cosine = SimpleNamespace(schedule="cosine")
-    assert [decay(cosine, e, 80) for e in (0, 20, 40, 80)] == pytest.approx([1, 0.5 + 0.5**1.5, 0.5, 0], abs=1e-12)
 
 
 def test_noise_source():

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from models import EDSR, VDSR, Generator, build_model, half_width
 from models.load import load_model
+from models.tiles import run_tiled
 from utils import InputError, save_model
 
 
@@ -197,3 +198,31 @@ def test_a_missing_or_truncated_checkpoint_is_named(tmp_path):
     (tmp_path / "m.pth").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="m.pth: cannot be read as a checkpoint"):
         load_model(tmp_path / "m.pth")
+
+
+@pytest.mark.parametrize("config", [
+    {"arch": "vdsr", "n_resblocks": 3, "n_feats": 8}, {"arch": "edsr", "n_resblocks": 1, "n_feats": 8, "scale": 3},
+    {"arch": "edsr", "n_resblocks": 1, "n_feats": 8, "scale": 4}], ids=["vdsr", "edsr x3", "edsr x4"])
+def test_tiles_leave_no_seam(config):
+    """As the whole image to 1e-5, of sides that no tile divides."""
+    torch.manual_seed(0)
+    model = build_model(config)
+    x, shapes = torch.rand(1, model.channels, 71, 45), []
+    hook = model.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
+    with torch.no_grad():
+        whole = model(x)
+    ratio = whole.shape[-1] // 45
+    tiled = run_tiled(model, x, largest=8 * ratio**2 * 40**2)
+    hook.remove()
+    assert len(shapes) > 4 and max(max(shape[-2:]) for shape in shapes[1:]) <= 40
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
+
+
+def test_a_pixel_of_vdsr_sees_as_far_as_its_radius():
+    model = VDSR(3, 4)
+    for weight in model.parameters():
+        torch.nn.init.ones_(weight)
+    x = torch.zeros(1, 1, 21, 21, requires_grad=True)
+    model(x + 1)[0, 0, 10, 10].backward()
+    seen = x.grad[0, 0].nonzero()
+    assert seen.min() == 10 - model.radius == 5 and seen.max() == 10 + model.radius
