@@ -5,6 +5,7 @@ Zhang et al., "Data-Free Knowledge Distillation for Image Super-Resolution", CVP
     python distillation.py --demo                      # five minutes on a CPU, no files needed
     python distillation.py --stu_step=50 --reconw=1.0 --inc_num=1 --inc_step=0 --input_size=48 --iter=120 \\
         --latent=256 --lr_G=1e-5 --model_type=half --nEpochs=80 --pretrained=teacher.pth
+    python distillation.py --recipe=fast --pretrained=teacher.pth        # from dead leaves images
     python distillation.py --test_only --pretrained=teacher.pth --student=student.pth
 
 A generator for each scale draws LR images. The student learns to give what the teacher gives on them; the
@@ -17,17 +18,23 @@ import torch
 from tqdm import trange
 
 from bicubic import imresize
-from data.benchmark import (Benchmarks, choose_scales, choose_sets, choose_validation, format_table,
-                            paper_scores)
+from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_validation
+from data.dead_leaves import dead_leaves_source
 from data.sources import Generators, folder_source, lr_size, network_input, noise_source
+from data.table import format_table, paper_scores
 from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
-from models import build_model, half_width
-from models.load import load_model
+from models import ARCHITECTURES
+from models.pair import load_networks, new_student, student_config
 from options import Parser, add_shared_flags, count, positive, settle_shared_flags, weight, whole
 from run import Run
 from training import DTYPES, Learner, decay, distance, frozen, lowered, make_optimizer, recorded
 from utils import InputError, fingerprint, run_script, save_model, seed_everything, stream_seed
 
+# The defaults are the paper's command. "fast" is this project's own: no generator, but dead leaves images.
+RECIPES = {
+    "paper": {},
+    "fast": dict(source="dead_leaves", optimizer="adam", schedule="cosine", nEpochs=90, iter=20),
+}
 # --demo: a small teacher (how it was trained is in the README) and settings for minutes on a CPU.
 DEMO = dict(
     pretrained=str(Path(__file__).parent / "models" / "demo_teacher.pth"), output="runs/demo/student.pth",
@@ -42,10 +49,20 @@ def parse_arguments(argv=None):
     parser.set_defaults(model_type="half", nEpochs=80, iter=120)
     add = parser.add_argument
     add("--demo", action="store_true", help="a small example that needs no files and no GPU")
+    add("--recipe", choices=tuple(RECIPES), default="paper",
+        help="other defaults. fast: dead_leaves, adam, cosine, 90 epochs of 20 rounds")
     add("--pretrained", metavar="CHECKPOINT", default="teacher.pth", help="the teacher")
     add("--student", metavar="CHECKPOINT", help="the student to score with --test_only")
-    add("--source", choices=("generator", "noise", "folder"), default="generator",
-        help="of student inputs: the paper's generators, noise, or the real images of --data_dir")
+    add("--model", metavar="FILE.py", help="a file that defines teacher() and student() of one's own (see the README)")
+    add("--arch", choices=tuple(ARCHITECTURES), help="refuse a teacher of another architecture")
+    add("--n_resblocks", type=count, help="the student's body blocks (default: the teacher's)")
+    add("--n_feats", type=count, help="the student's channels (default: as --model_type says)")
+    add("--res_scale", type=positive, help="of an edsr teacher whose file does not say")
+    add("--source", choices=("generator", "noise", "folder", "dead_leaves", "dead_leaves+generator"),
+        default="generator", help="of student inputs: the paper's generators, noise, the real images of --data_dir, "
+        "dead leaves images, or these and generated ones in turn")
+    add("--noise", choices=("uniform", "normal"), default="uniform", help="its distribution, for --source=noise")
+    add("--noise_at", choices=("lr", "hr"), default="lr", help="the size at which noise is drawn")
     add("--input_size", type=count, default=48, help="side of the student's inputs, in HR pixels")
     add("--stu_step", type=count, default=50, help="student steps a round")
     add("--latent", type=count, default=256, help="length of the latent vector")
@@ -53,11 +70,13 @@ def parse_arguments(argv=None):
     add("--lr_G", type=positive, default=1e-5, help="generators' learning rate (Adam)")
     add("--reconw", type=weight, default=1.0, help="weight of the reconstruction loss")
     add("--gw", type=weight, default=1.0, help="weight of the adversarial loss")
+    add("--rounded", action="store_true",
+        help="round resized images in the generator's losses as the reference does, which cuts their gradient")
     add("--inc_num", type=int, choices=(18, 9, 6, 3, 2, 1), default=1, help="progressive stages")
     add("--inc_step", type=whole, default=0, help="epochs a stage")
     add("--grow_init", choices=("random", "identity"), default="random", help="how added blocks start")
-    if parser.parse_known_args(argv)[0].demo:
-        parser.set_defaults(**DEMO)
+    given = parser.parse_known_args(argv)[0]
+    parser.set_defaults(**RECIPES[given.recipe], **(DEMO if given.demo else {}))
     return parser.parse_args(argv)
 
 
@@ -73,24 +92,26 @@ def student_step(student, teacher, x, D):
     return loss.detach() / target.numel()
 
 
-def generator_losses(generator, student, teacher, z, scale, D):
+def generator_losses(generator, student, teacher, z, scale, D, rounded=False):
     """L_R and L_adv of the images that G_s draws from z (paper section 3).
 
     L_R: the teacher's output, downsampled, must give the input back. L_adv falls where the student is
-    wrong. Both reach the generator through the teacher too, since resizing is differentiable.
+    wrong. Both reach the generator through the teacher too, since resizing is differentiable. rounded: not
+    so, resized images are rounded to 8 bits as in the reference; x_lr in L_R alone then has a gradient.
     """
+    after = (lambda image: (255 * image).round() / 255) if rounded else (lambda image: image)
     x_lr = generator(z)
-    x = network_input(x_lr, scale, teacher.upscaled_input)
+    x = after(network_input(x_lr, scale, teacher.upscaled_input))
     teacher_output = teacher(x)
-    reconstruction = D(imresize(teacher_output, 1 / scale).clamp(0, 1), x_lr)
+    reconstruction = D(after(imresize(teacher_output, 1 / scale).clamp(0, 1)), x_lr)
     adversarial = -torch.log1p(D(student(x), teacher_output))
     return reconstruction, adversarial
 
 
-def generator_step(generator, student, teacher, z, scale, D, reconw, gw):
+def generator_step(generator, student, teacher, z, scale, D, reconw, gw, rounded=False):
     """Generator phase: one step on reconw * L_R + gw * L_adv. Returns L_R a pixel and L_adv."""
     with frozen(student.network):
-        reconstruction, adversarial = generator_losses(generator, student, teacher, z, scale, D)
+        reconstruction, adversarial = generator_losses(generator, student, teacher, z, scale, D, rounded)
         generator.descend(reconw * reconstruction + gw * adversarial)
     pixels = len(z) * teacher.channels * generator.master.size**2
     return torch.stack((reconstruction.detach() / pixels, adversarial.detach()))
@@ -147,12 +168,17 @@ def choose_scale(seed, scales, phase, number):
 
 def make_source(args, scales, teacher):
     """(draw, generators): the student's inputs draw(scale, step), and what draws them where that learns."""
-    if args.source == "generator":
-        generators = Generators(args, scales, teacher)
-        return generators.draw, generators
     if args.source == "noise":
         return noise_source(args, teacher), None
-    return folder_source(args, scales, teacher), None
+    if args.source == "folder":
+        return folder_source(args, scales, teacher), None
+    if args.source == "dead_leaves":
+        return dead_leaves_source(args, teacher), None
+    generators = Generators(args, scales, teacher)
+    if args.source == "generator":
+        return generators.draw, generators
+    leaves = dead_leaves_source(args, teacher)
+    return lambda scale, step: (generators.draw if step % 2 else leaves)(scale, step), generators
 
 
 def make_learner(args, student):
@@ -163,7 +189,7 @@ def make_learner(args, student):
 
 def restore(state, args, generators):
     """The student, a learner, of a checkpoint; the generators' content goes back in its place."""
-    student = build_model(state["config"]).to(args.device)
+    student = new_student(args, state["config"])
     student.load_state_dict(state["model"])
     learner = make_learner(args, student)
     learner.load_state_dict(state["optimizer"])
@@ -178,7 +204,7 @@ def distil(args, run, student, teacher, scales, draw, generators, validation):
     Returns the student network.
     """
     D = distance(args.loss_type)
-    full = half_width(teacher.config) if args.model_type == "half" else teacher.config
+    full = student_config(args, teacher)
     run.snapshot = lambda: {"config": student.master.config, "model": student.master.state_dict(),
                             "optimizer": student.state_dict(),
                             "generators": generators.state_dict() if generators else None}
@@ -188,7 +214,7 @@ def distil(args, run, student, teacher, scales, draw, generators, validation):
         if student is None or (run.epoch, run.round, run.step) == (begin, 0, 0):  # a new stage
             seed_everything(args.seed, "student", number)
             if student is None:
-                network = build_model({**full, "n_resblocks": blocks}).to(args.device)
+                network = new_student(args, {**full, "n_resblocks": blocks})
             else:
                 network = student.master
                 network.grow(blocks, args.grow_init)
@@ -196,47 +222,31 @@ def distil(args, run, student, teacher, scales, draw, generators, validation):
         take_step = recorded(lambda x, student=student: student_step(student, teacher, x, D), args)
         if generators:
             generators.learn_by(lambda generator, z, scale, student=student: generator_step(
-                generator, student, teacher, z, scale, D, args.reconw, args.gw))
+                generator, student, teacher, z, scale, D, args.reconw, args.gw, args.rounded))
         while run.epoch < end:
             distil_epoch(args, run, (begin, end), student, take_step, draw, generators, scales)
             with run.resting():
                 psnr = validation.psnr(student.master)
-            save_epoch_samples(run / f"samples/epoch_{run.epoch:04d}.png", [draw(s, "sample") for s in scales])
+            samples = [draw(s, -1) for s in scales]  # the same every time, but for what learns
+            save_epoch_samples(run / f"samples/epoch_{run.epoch:04d}.png", samples)
             run.end_epoch(student.master, psnr)
     return student.master if student else None
 
 
 def check(args, teacher, scales):
     """Raise InputError where the flags do not fit each other or the teacher."""
-    depth = teacher.config["n_resblocks"]
+    config = student_config(args, teacher)
     if min(lr_size(args.input_size, s) for s in scales) < 8:  # the generator's first layers need 2x2
         raise InputError(f"--input_size {args.input_size}: too small at x{max(scales)}; the least is {8 * max(scales)}")
-    if depth % args.inc_num:
-        raise InputError(f"--inc_num {args.inc_num}: does not divide the teacher's {depth} body blocks")
+    if args.inc_num > config["n_resblocks"]:
+        raise InputError(f"--inc_num {args.inc_num}: the student has only {config['n_resblocks']} body blocks")
     if args.inc_num > 1 and not 0 < args.inc_step * (args.inc_num - 1) < args.nEpochs:
         raise InputError(f"--inc_step {args.inc_step}: {args.inc_num} stages need --inc_step of at least 1 and "
                          f"at most (nEpochs - 1) / (inc_num - 1)")
-    if args.model_type == "half" and teacher.config["n_feats"] < 2 and not args.test_only:
+    if config.get("n_feats", 1) < 1 and not args.test_only:
         raise InputError(f"{args.pretrained}: has one channel, which cannot be halved; use --model_type=origin")
     if args.student and not args.test_only:
         raise InputError("--student: goes with --test_only; to continue a run give --resume its checkpoint.pth")
-
-
-def load_networks(args):
-    """The teacher, frozen, and with --test_only the student."""
-    if not Path(args.pretrained).is_file():
-        raise InputError(f"{args.pretrained}: no such teacher; train_teacher.py makes one, --pretrained names one")
-    teacher = load_model(args.pretrained, args.device).requires_grad_(False)
-    if not args.test_only:
-        return teacher, None
-    if not args.student:
-        raise InputError("--test_only: say which student to score with --student")
-    student = load_model(args.student, args.device)
-    if (student.config["arch"], student.scales) != (teacher.config["arch"], teacher.scales):
-        raise InputError(f"{args.student}: has another architecture or scale than the teacher {args.pretrained}")
-    if student.config["n_feats"] > teacher.config["n_feats"]:
-        raise InputError(f"{args.student}: is wider than the teacher {args.pretrained}; are they swapped?")
-    return teacher, student
 
 
 def main(args):
@@ -245,12 +255,12 @@ def main(args):
     scales = choose_scales(args.scale, teacher, args.pretrained)
     args.loss_type = args.loss_type or ("MSE" if teacher.upscaled_input else "L1")
     check(args, teacher, scales)
-    benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device)
+    benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device, args.self_ensemble)
     if not args.test_only:
         validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
         lowered_teacher = lowered(teacher, DTYPES[args.precision])
         draw, generators = make_source(args, scales, lowered_teacher)
-    losses = ["student", "L_R", "L_adv"] if args.source == "generator" else ["student"]
+    losses = ["student", "L_R", "L_adv"] if "generator" in args.source else ["student"]
     run = Run(args, losses, script="distillation", teacher=fingerprint(teacher))
     begun = run.restore(lambda state: restore(state, args, generators))
     with run:
@@ -261,9 +271,10 @@ def main(args):
         networks = {"teacher": teacher, "student": student}
         with run.resting():
             results, example = benchmarks.scores(networks, bicubic=True), benchmarks.example(networks)
-        run.save_results(results, student_steps=run.steps)
+        protocol = benchmarks.protocol(networks)
+        run.save_results(results, protocol, student_steps=run.steps)
         save_comparison(run / "comparison.png", *example)
-        run.say(format_table(results, paper_scores(teacher)))
+        run.say(format_table(results, protocol, paper_scores(teacher)))
         run.say(f"student: {args.student or args.output}; pictures and results: {run.path}")
 
 

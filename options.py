@@ -73,6 +73,7 @@ def add_shared_flags(parser):
     add("--threads", type=number(int, 0, 1024), default=0, help="CPU threads; 0: as many as cores")
     add("--val_dataset", help="set scored after each epoch (default: Set5)")
     add("--data_test", metavar="A+B", help="sets scored at the end (default: all that are found)")
+    add("--self_ensemble", action="store_true", help="score the mean of outputs over eight flips and turns")
     add("--data_dir", "--tmp_data_dir", default="datasets", help="folder of the image sets")
     add("--save_dir", "--tmp_save_dir",
         help="folder for all that the run leaves (default: runs/SCRIPT; runs/SCRIPT_test with --test_only)")
@@ -111,9 +112,12 @@ def settle_shared_flags(args, script, output):
     if args.resume and args.test_only:
         raise InputError("--resume: cannot go with --test_only, which does not train")
     check_places(args)
+    own = getattr(args, "model", None)
     args.device = choose_device(args.device)
     if args.precision == "auto":
-        args.precision = "fp16" if args.device.type == "cuda" and not args.plain else "fp32"
+        args.precision = "fp16" if args.device.type == "cuda" and not (args.plain or own) else "fp32"
+    elif own and args.precision not in ("fp32", "tf32"):
+        raise InputError(f"--precision {args.precision}: a network of --model trains in fp32 or tf32")
     set_up_device(args)
 
 

@@ -16,14 +16,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from figure.plots import save_curves
 from utils import (InputError, NotFinite, Stopped, append_line, device_name, git_revision, read_checkpoint,
                    save_atomically, save_json, save_model, write_atomically)
 
 # Flags that do not make another run: paths, logging, device and how it computes. (The scripts pass what is in
 # the file that --pretrained names.) --nEpochs, too, may change when a run is resumed; but a shorter or longer one
 # does not begin in the folder of another.
-MAY_CHANGE = {"resume", "pretrained", "save_dir", "output", "data_dir", "data_test", "threads", "device",
-              "precision", "plain", "checkpoint_every"}
+MAY_CHANGE = {"resume", "pretrained", "save_dir", "output", "data_dir", "data_test", "self_ensemble", "threads",
+              "device", "precision", "plain", "checkpoint_every"}
 
 
 # What a checkpoint says of where the run is: what comes next, steps made, best and last validation PSNR.
@@ -59,7 +60,7 @@ class Run:
             self.seconds_before = self.state["seconds"]
             if args.nEpochs < self.epoch - 1:
                 raise InputError(f"--nEpochs {args.nEpochs}: the run to resume has made {self.epoch - 1} already")
-        self.started = self.saved = time.time()
+        self.started = self.saved = self.drawn = time.time()
 
     def __truediv__(self, name):
         return self.path / name
@@ -206,11 +207,15 @@ class Run:
         self.sums.zero_()
         self.save()
         self.say(line)
+        if self.epoch > self.args.nEpochs or time.time() - self.drawn > 60:
+            self.drawn = time.time()
+            if not save_curves(self.path) and self.epoch > self.args.nEpochs:
+                self.say("curves.png was not drawn: it needs matplotlib (pip install matplotlib)")
 
-    def save_results(self, results, **more):
-        """results.json."""
-        save_json({"results": results, "seconds": round(self.seconds, 1), **more,
-                   "device": device_name(self.args.device), "git": git_revision(), "args": vars(self.args)},
+    def save_results(self, results, protocol, **more):
+        """results.json. protocol: how they were scored."""
+        save_json({"results": results, "protocol": protocol, "seconds": round(self.seconds, 1), **more,
+                   "date": time.strftime("%Y-%m-%d"), "device": device_name(self.args.device), "git": git_revision(), "args": vars(self.args)},
                   self / "results.json")
 
     # ---- being interrupted

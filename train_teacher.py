@@ -5,6 +5,7 @@ The teacher T of Zhang et al., "Data-Free Knowledge Distillation for Image Super
     python train_teacher.py --model_type=origin                  # leaves teacher.pth
     python train_teacher.py --model_type=half                    # leaves half.pth, Table 1's Student column
     python train_teacher.py --test_only --pretrained=teacher.pth --data_test=Set5+Set14
+    python train_teacher.py --arch=edsr_baseline --scale=2       # another kind of network: RGB, upscales itself
 
 Images are expected in datasets/train291 and datasets/benchmark (see the README); --data_dir=skimage trains
 and scores on the pictures that scikit-image ships.
@@ -13,10 +14,11 @@ and scores on the pictures that scikit-image ships.
 
 from tqdm import trange
 
-from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_validation, format_table, paper_scores
-from data.images import find_training_images
+from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_validation
+from data.images import HELD_OUT, find_training_images
 from data.patches import TrainingPatches
-from models import build_model, half_width
+from data.table import format_table, paper_scores
+from models import PRESETS, build_model, half_width
 from models.load import load_model
 from options import Parser, add_shared_flags, count, number, positive, settle_shared_flags
 from run import Run
@@ -31,13 +33,14 @@ def parse_arguments(argv=None):
     add_shared_flags(parser)
     parser.set_defaults(model_type="origin", nEpochs=50, iter=1000)
     add = parser.add_argument
-    add("--arch", choices=("vdsr", "edsr"), help="(default: vdsr)")
-    add("--n_resblocks", type=count, help="body blocks (default: 18 for vdsr, 16 for edsr)")
-    add("--n_feats", type=number(int, 2), help="channels at full width (default: 64)")
-    add("--res_scale", type=positive, help="edsr: factor on each residual block (default: 1)")
+    add("--arch", choices=tuple(PRESETS), help="(default: vdsr; edsr_baseline is 16 blocks of 64, edsr 32 of 256)")
+    add("--n_resblocks", type=count, help="body blocks (default: those of --arch)")
+    add("--n_feats", type=number(int, 2), help="channels at full width (default: those of --arch)")
+    add("--res_scale", type=positive, help="edsr: factor on each residual block (default: that of --arch)")
     add("--patch_size", type=count, default=48, help="side of the HR patches")
     add("--pretrained", metavar="CHECKPOINT",
-        help="start from (or with --test_only score) this network, whose architecture it is then")
+        help="start from (or with --test_only score) this network, whose architecture it is then; an edsr of "
+        "another --scale lends what fits")
     return parser.parse_args(argv)
 
 
@@ -85,10 +88,14 @@ def make_model(args):
     """The network to train: --pretrained's, or a new one of --arch, --n_resblocks, --n_feats, halved."""
     given = {name: getattr(args, name) for name in ARCHITECTURE_FLAGS if getattr(args, name) is not None}
     if args.pretrained:
-        if given:
+        if given.keys() - {"res_scale"}:
             raise InputError(f"--{next(iter(given))}: cannot go with --pretrained, which says the architecture")
-        return load_model(args.pretrained, args.device)
-    config = {"arch": "vdsr", "n_feats": 64, **given}
+        model = load_model(args.pretrained, args.device, args.res_scale)
+        if model.upscaled_input or args.test_only or args.scale in (0, *model.scales):
+            return model
+        seed_everything(args.seed, "model")
+        return lend(model, build_model({**model.config, "scale": args.scale}).to(args.device))
+    config = {**PRESETS[given.pop("arch", "vdsr")], **given}
     if config["arch"] == "edsr":
         if not args.scale:
             raise InputError("--scale 0: an edsr has one scale; give --scale 2, 3 or 4")
@@ -97,6 +104,15 @@ def make_model(args):
         raise InputError("--res_scale: only an edsr has it")
     seed_everything(args.seed, "model")
     return build_model(half_width(config) if args.model_type == "half" else config).to(args.device)
+
+
+def lend(model, other):
+    """`other` with the weights of `model` that fit: an EDSR of another scale starts with all but its upsampler."""
+    weights = model.state_dict()
+    for name, tensor in other.state_dict().items():
+        if name in weights and weights[name].shape == tensor.shape:
+            tensor.copy_(weights[name])
+    return other
 
 
 def main(args):
@@ -108,11 +124,12 @@ def main(args):
     if not model.upscaled_input and args.patch_size % scales[0]:
         raise InputError(f"--patch_size {args.patch_size}: must be a multiple of the scale, {scales[0]}")
     args.loss_type = args.loss_type or ("MSE" if model.upscaled_input else "L1")
-    benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device)
+    benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device, args.self_ensemble)
     if not args.test_only:
         validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
-        patches = TrainingPatches(find_training_images(args.data_dir), scales, args.patch_size, args.seed,
-                                  args.device, model.channels, model.upscaled_input)
+        paths = find_training_images(args.data_dir, args.val_dataset == HELD_OUT)
+        patches = TrainingPatches(paths, scales, args.patch_size, args.seed, args.device, model.channels,
+                                  model.upscaled_input)
     initial = fingerprint(model) if args.pretrained else None
     run = Run(args, ["loss"], script="train_teacher", initial=initial, **model.config)
     learner = Learner(model, make_optimizer(args, model.parameters()), DTYPES[args.precision], args.clip)
@@ -125,8 +142,9 @@ def main(args):
         with run.resting():
             name = "teacher" if args.model_type == "origin" else "student"
             results = benchmarks.scores({name: model}, bicubic=True)
-        run.save_results(results, steps=run.steps)
-        run.say(format_table(results, paper_scores(model)))
+        protocol = benchmarks.protocol({name: model})
+        run.save_results(results, protocol, steps=run.steps)
+        run.say(format_table(results, protocol, paper_scores(model)))
 
 
 if __name__ == "__main__":

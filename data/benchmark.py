@@ -2,20 +2,20 @@
 
 Two protocols, chosen by the network's kind and never mixed in one table:
 
-"luma"  networks that take an upscaled luma image (VDSR; Table 1 of the paper): Y in float from HR cropped
-        to a multiple of the scale; LR and input by bicubic, nothing rounded; output clipped to 0..255.
-"rgb"   networks that upscale an RGB image themselves (EDSR): LR by MATLAB's bicubic on 8-bit RGB, output
-        rounded to 8 bits, then luma.
+"luma"  networks on luma (VDSR; Table 1 of the paper): Y in float from HR cropped to a multiple of the scale;
+        LR, and upscaled input where the network takes that, by bicubic, nothing rounded; output clipped to 0..255.
+"rgb"   networks on RGB (EDSR): LR by MATLAB's bicubic on 8-bit RGB, or read from
+        LR_bicubic/X2 (X3, X4) beside HR; output rounded to 8 bits, then luma.
 
 Both: `scale` pixels shaved on every side; PSNR with peak 255; SSIM with an 11x11 Gaussian of sigma 1.5.
 """
 
-import csv
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +24,12 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm import tqdm
 
 from bicubic import imresize
-from data.images import BUNDLED, BUNDLED_TEST, bundled_photographs, list_images, luma, read_image
-from models.tiles import run_tiled
+from data.images import (BUNDLED, BUNDLED_TEST, HELD_OUT, bundled_photographs, held_out_images, list_images, luma,
+                         read_image)
+from models.tiles import run_tiled, self_ensemble
 from utils import InputError
 
 KNOWN_SETS = ("Set5", "Set14", "B100", "Urban100")
-PAPER_TABLE = Path(__file__).parent / "table1.csv"
 SMALLEST_SIDE = 11  # of the shaved image: SSIM's window
 
 
@@ -47,6 +47,8 @@ def set_paths(data_dir, name):
     """Image paths of the set `name`, empty where it is missing. Layouts: benchmark/NAME/HR, NAME/HR, NAME."""
     if name == BUNDLED:
         return bundled_photographs(BUNDLED_TEST)
+    if name == HELD_OUT:
+        return held_out_images(data_dir)
     root = Path(data_dir)
     for folder in (root / "benchmark" / name / "HR", root / name / "HR", root / name):
         if paths := list_images(folder):
@@ -87,15 +89,30 @@ def choose_validation(data_dir, name=None):
     return choose_sets(data_dir, name)
 
 
-def prepare(rgb, scale, upscaled_input=True):
-    """The Pair of an RGB image, uint8 (H, W, 3), under the protocol of networks with that input."""
+def lr_path(path, scale):
+    """Where EDSR's benchmarks have the LR image of the HR image `path`; None where there is no such file."""
+    path = Path(path)
+    lr = path.parent.parent / "LR_bicubic" / f"X{scale}" / f"{path.stem}x{scale}{path.suffix}"
+    return lr if path.parent.name == "HR" and lr.is_file() else None
+
+
+def prepare(rgb, scale, channels=1, lr_file=None):
+    """The Pair of an RGB image, uint8 (H, W, 3), under the protocol of networks with that many channels.
+
+    lr_file: its LR image, for the protocol "rgb". Raises InputError where that has another size.
+    """
     rows, columns = (n - n % scale for n in rgb.shape[:2])
     rgb = rgb[:rows, :columns]
     hr = luma(rgb)
-    if upscaled_input:
+    if channels == 1:
         lr = imresize(torch.from_numpy(hr)[None], 1 / scale)
         return Pair(hr, lr, imresize(lr, scale))
-    lr = imresize(torch.from_numpy(rgb.transpose(2, 0, 1).copy()), 1 / scale)
+    if lr_file:
+        lr = torch.from_numpy(read_image(lr_file).transpose(2, 0, 1).copy())
+        if lr.shape[1:] != (rows // scale, columns // scale):
+            raise InputError(f"{lr_file}: is {lr.shape[2]}x{lr.shape[1]}, expected {columns // scale}x{rows // scale}")
+    else:
+        lr = imresize(torch.from_numpy(rgb.transpose(2, 0, 1).copy()), 1 / scale)
     return Pair(hr, lr.double(), imresize(lr, scale).double())
 
 
@@ -116,11 +133,15 @@ def score(output, hr, scale, ssim=True):
     return {"psnr": float(psnr), "ssim": float(similarity)}
 
 
-def upscale(model, pair, device):
-    """The network's output luma (H, W) in 0..255 for a pair, before clipping. The network runs in float32."""
-    source = pair.bicubic if model.upscaled_input else pair.lr
+def upscale(model, pair, device, ensemble=False):
+    """The network's output luma (H, W) in 0..255 for a pair, before clipping. The network runs in float32.
+
+    ensemble: the mean over the eight flips and turns of the input.
+    """
+    x = ((pair.bicubic if model.upscaled_input else pair.lr) / 255).float().to(device)[None]
+    run = partial(run_tiled, model)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        output = run_tiled(model, (source / 255).float().to(device)[None])[0].double().cpu() * 255
+        output = (self_ensemble(run, x) if ensemble else run(x))[0].double().cpu() * 255
     return _as_luma(output)
 
 
@@ -157,10 +178,13 @@ def _ahead(pool, function, items):
 
 
 class Benchmarks:
-    """Scores networks on sets of images, which are read once. sets: {name: paths}, see choose_sets."""
+    """Scores networks on sets of images, which are read once.
 
-    def __init__(self, sets, scales, device):
-        self.scales, self.device, self.prepared = scales, device, {}
+    sets: {name: paths}, see choose_sets. ensemble: the networks' outputs are means over flips and turns.
+    """
+
+    def __init__(self, sets, scales, device, ensemble=False):
+        self.scales, self.device, self.ensemble, self.prepared = scales, device, ensemble, {}
         self.sets = {name: [(path, read_image(path)) for path in paths] for name, paths in sets.items()}
         smallest = SMALLEST_SIDE + 3 * max(scales)
         for path, rgb in (entry for images in self.sets.values() for entry in images):
@@ -190,16 +214,16 @@ class Benchmarks:
         """{scale: mean PSNR in dB} of one network, over all images."""
         result = {}
         for scale in self.scales:
-            pairs = self._pairs(scale, model.upscaled_input)
+            pairs = self._pairs(scale, model.channels)
             result[str(scale)] = float(np.mean([
                 score(upscale(model, pair, self.device), pair.hr, scale, ssim=False)["psnr"] for pair in pairs]))
         return result
 
-    def _pairs(self, scale, upscaled_input):
+    def _pairs(self, scale, channels):
         """All images at a scale, prepared once: validation sets are small and scored every epoch."""
         if scale not in self.prepared:
-            images = [rgb for images in self.sets.values() for _, rgb in images]
-            self.prepared[scale] = [prepare(rgb, scale, upscaled_input) for rgb in images]
+            images = [image for images in self.sets.values() for image in images]
+            self.prepared[scale] = [_prepare(image, scale, channels) for image in images]
         return self.prepared[scale]
 
     def example(self, networks):
@@ -208,9 +232,9 @@ class Benchmarks:
         Returns ({name: (luma (H, W), PSNR; None for HR)}, scale, the image's name).
         """
         scale = self.scales[len(self.scales) // 2]
-        upscaled_input = next(iter(networks.values())).upscaled_input
+        channels = next(iter(networks.values())).channels
         images = next(iter(self.sets.values()))
-        pairs = [(path, prepare(rgb, scale, upscaled_input)) for path, rgb in images]
+        pairs = [(image[0], _prepare(image, scale, channels)) for image in images]
         path, pair = min(pairs, key=lambda p: score(_as_luma(p[1].bicubic), p[1].hr, scale, ssim=False)["psnr"])
         scored = {name: (output, score(output, pair.hr, scale, ssim=False)["psnr"])
                   for name, output in self._outputs(networks, True, pair).items()}
@@ -218,19 +242,35 @@ class Benchmarks:
 
     def _score_images(self, pool, networks, bicubic, images, scale):
         """Yield {name: score} of each image: prepared and scored by the pool, upscaled here."""
-        upscaled_input = next(iter(networks.values())).upscaled_input
+        channels = next(iter(networks.values())).channels
 
         def score_all(hr_and_outputs):
             hr, outputs = hr_and_outputs
             return {name: score(output, hr, scale) for name, output in outputs.items()}
 
-        pairs = _ahead(pool, lambda image: prepare(image[1], scale, upscaled_input), images)
+        pairs = _ahead(pool, lambda image: _prepare(image, scale, channels), images)
         return _ahead(pool, score_all, ((pair.hr, self._outputs(networks, bicubic, pair)) for pair in pairs))
 
     def _outputs(self, networks, bicubic, pair):
         outputs = {"bicubic": _as_luma(pair.bicubic)} if bicubic else {}
-        outputs.update((name, upscale(model, pair, self.device)) for name, model in networks.items())
+        outputs.update((name, upscale(model, pair, self.device, self.ensemble)) for name, model in networks.items())
         return outputs
+
+    def protocol(self, networks):
+        """How `networks` are scored, in words."""
+        words = "luma, nothing rounded (Table 1's protocol)"
+        if next(iter(networks.values())).channels == 3:
+            paths = [path for images in self.sets.values() for path, _ in images]
+            read = sum(bool(lr_path(path, scale)) for path in paths for scale in self.scales)
+            source = {0: "made by bicubic", len(paths) * len(self.scales): "from LR_bicubic"}.get(
+                read, "from LR_bicubic where it is there")
+            words = f"luma of 8-bit RGB output, LR {source} (EDSR's protocol)"
+        return words + ", self-ensemble" * self.ensemble
+
+
+def _prepare(image, scale, channels):
+    """The Pair of an image as (path, rgb)."""
+    return prepare(image[1], scale, channels, lr_path(image[0], scale))
 
 
 def _mean(rows):
@@ -238,38 +278,3 @@ def _mean(rows):
         name: {metric: float(np.mean([row[name][metric] for row in rows])) for metric in ("psnr", "ssim")}
         for name in rows[0]
     }
-
-
-def paper_scores(model):
-    """The paper's Table 1 as {(set, scale): {column: (psnr, ssim)}}; empty for networks it does not have."""
-    config = model.config
-    if (config["arch"], config["n_resblocks"]) != ("vdsr", 18) or config["n_feats"] not in (64, 32):
-        return {}
-    with open(PAPER_TABLE, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    columns = ("bicubic", "teacher", "student", "noise", "ours")
-    return {
-        (row["dataset"], int(row["scale"])): {c: (float(row[c + "_psnr"]), float(row[c + "_ssim"])) for c in columns}
-        for row in rows
-    }
-
-
-def format_table(results, paper=None):
-    """Text table of `results` (see Benchmarks.scores): PSNR/SSIM, and the paper's where given.
-
-    paper: {(set, scale): {column: (psnr, ssim)}}; its columns are marked with a *.
-    """
-    paper = paper or {}
-    cells = next(iter(next(iter(results.values())).values()))
-    known = any((name, int(scale)) in paper for name, row in results.items() for scale in row)
-    theirs = ("bicubic", "teacher", "student", "noise", "ours") if known else ()
-    lines = [["set", "scale", *cells, *(f"{column}*" for column in theirs)]]
-    for name, by_scale in results.items():
-        for scale, row in by_scale.items():
-            line = [name, f"x{scale}"] + [f"{s['psnr']:.2f}/{s['ssim']:.4f}" for s in row.values()]
-            reference = paper.get((name, int(scale)), {})
-            line += ["{:.2f}/{:.4f}".format(*reference[c]) if c in reference else "-" for c in theirs]
-            lines.append(line)
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    text = "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines)
-    return text + ("\n* Table 1 of the paper" if theirs else "")

@@ -17,6 +17,10 @@ BUNDLED_TRAIN = ("brick.png", "coins.png", "grass.png", "gravel.png", "hubble_de
                  "moon.png", "page.png", "retina.jpg")
 
 
+# The name of every 14th training image as a set, on which settings are chosen and then nothing trains.
+HELD_OUT = "held_out"
+
+
 def bundled_photographs(names):
     """Paths of the photographs `names` that scikit-image ships inside its package."""
     return [Path(skimage.__file__).parent / "data" / name for name in names]
@@ -48,10 +52,10 @@ def read_image(path):
         raise InputError(f"{path}: cannot be read as an image ({error})") from None
 
 
-def find_training_images(data_dir):
+def find_training_images(data_dir, without_held_out=False):
     """Paths of the training images: data_dir/train291, a flat folder data_dir, or the bundled ones.
 
-    Raises InputError, which names the layout expected.
+    without_held_out: but for those of the set HELD_OUT. Raises InputError, which names the layout expected.
     """
     if str(data_dir) == BUNDLED:
         return bundled_photographs(BUNDLED_TRAIN)
@@ -61,7 +65,13 @@ def find_training_images(data_dir):
             f"{data_dir}: no training images; expected {data_dir}/train291/*.png|jpg, or images directly in "
             f"{data_dir} (or try --data_dir {BUNDLED}: the pictures that scikit-image ships)"
         )
-    return paths
+    return [path for i, path in enumerate(paths) if not (without_held_out and i % 14 == 13)]
+
+
+def held_out_images(data_dir):
+    """Paths of the set HELD_OUT: twenty of the 291 images; empty where there are fewer than 14."""
+    kept = set(find_training_images(data_dir, without_held_out=True))
+    return [path for path in find_training_images(data_dir) if path not in kept]
 
 
 def luma(rgb):

@@ -1,8 +1,9 @@
 """Training patches, cut on the fly from images that are decoded once and kept in memory.
 
-VDSR's preparation (Kim et al., CVPR 2016), without MATLAB or HDF5: every image at sizes 1, 0.7 and 0.5,
-cropped to a multiple of the scale; its LR image by bicubic down (and, for networks that want an upscaled
-input, up again); patches at random places under a random flip and turn, scales mixed in a batch.
+VDSR's preparation (Kim et al., CVPR 2016), without MATLAB or HDF5: every image at sizes 1, 0.7 and 0.5 (large
+ones at 1 alone), cropped to a multiple of the scale; its LR image by bicubic down (and, for networks that want an
+upscaled input, up again); patches at random places under a random flip and turn, scales mixed in a batch. RGB
+images stay 8-bit throughout, as EDSR's data are: DIV2K takes 8 GB.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from data.images import luma, read_image
 from utils import InputError, random_stream
 
 SIZES = (1, 0.7, 0.5)
+LARGE = 1000  # pixels of the shorter side: such an image holds patches enough
 
 
 @dataclass
@@ -28,16 +30,17 @@ class _Plane:
 
 
 class _Buffer:
-    """Images one after the other as (channels, pixels) in half precision, far finer than 8 bits."""
+    """Images one after the other as (channels, pixels), bytes or in half precision, far finer than 8 bits."""
 
     def __init__(self):
         self.chunks, self.length = [], 0
 
     def add(self, image):
-        """Append (channels, H, W) in [0, 1]; returns its _Plane."""
+        """Append (channels, H, W), bytes or in [0, 1]; returns its _Plane."""
         _, rows, columns = image.shape
         plane = _Plane(self.length, rows, columns)
-        self.chunks.append(image.reshape(-1, rows * columns).half())
+        image = image.reshape(-1, rows * columns)
+        self.chunks.append(image if image.dtype == torch.uint8 else image.half())
         self.length += rows * columns
         return plane
 
@@ -50,7 +53,11 @@ def _network_input(image, scale, upscaled_input):
     """What the network gets for the HR image (C, H, W), cropped to a multiple of the scale."""
     rows, columns = (n - n % scale for n in image.shape[-2:])
     lr = imresize(image[..., :rows, :columns], 1 / scale)
-    return (imresize(lr, scale) if upscaled_input else lr).clamp(0, 1)
+    return _clip(imresize(lr, scale) if upscaled_input else lr)
+
+
+def _clip(image):
+    return image if image.dtype == torch.uint8 else image.clamp(0, 1)
 
 
 class TrainingPatches:
@@ -70,13 +77,15 @@ class TrainingPatches:
         table = []
         for path in tqdm(paths, desc="images", unit="", leave=False, disable=None):
             rgb = read_image(path)
-            pixels = luma(rgb)[None] if channels == 1 else rgb.transpose(2, 0, 1)
-            image = torch.as_tensor(np.ascontiguousarray(pixels), dtype=torch.float32) / 255
+            if channels == 1:
+                image = torch.as_tensor(luma(rgb)[None] / 255, dtype=torch.float32, device=device)
+            else:
+                image = torch.as_tensor(np.ascontiguousarray(rgb.transpose(2, 0, 1)), device=device)
             if min(image.shape[-2:]) < max(patch_size, *scales):
                 raise InputError(f"{path}: {image.shape[2]}x{image.shape[1]} is smaller than a training patch, "
                                  f"{patch_size}x{patch_size}; remove it or train on smaller patches")
-            for size in SIZES:
-                resized = imresize(image, size).clamp(0, 1) if size != 1 else image
+            for size in SIZES if min(image.shape[-2:]) < LARGE else (1,):
+                resized = _clip(imresize(image, size)) if size != 1 else image
                 if min(resized.shape[-2:]) < max(patch_size, *scales):
                     continue
                 hr = hr_buffer.add(resized)
@@ -122,4 +131,5 @@ class TrainingPatches:
         steps = torch.arange(size, device=self.device, dtype=kind)
         index = (first + down * steps[:, None] + right * steps).flatten()
         patches = [channel.index_select(0, index).reshape(len(turn), size, size) for channel in buffer]
-        return torch.stack(patches, dim=1).float()
+        patches = torch.stack(patches, dim=1)
+        return patches.float() / 255 if patches.dtype == torch.uint8 else patches.float()

@@ -7,7 +7,7 @@ the same seed and step. The next call may overwrite what the last one returned.
 import torch
 
 from bicubic import imresize
-from data.images import find_training_images
+from data.images import HELD_OUT, find_training_images
 from data.patches import TrainingPatches
 from models import Generator
 from training import DTYPES, Learner, adam, recorded
@@ -79,20 +79,30 @@ class Generators:
 
 
 def noise_source(args, teacher):
-    """Uniform noise at LR size, made an input like a generated image: Table 1's Noise column."""
+    """Table 1's Noise column: --noise uniform on [0, 1], or normal (mean 0.5, deviation 0.25, clipped to it).
+
+    --noise_at: lr, made an input like a generated image; hr, of the HR size, the input itself where that is
+    upscaled, and reduced to it where it is not.
+    """
 
     def draw(scale, step):
-        size = lr_size(args.input_size, scale)
-        stream = random_stream(args.seed, "noise", step, device=args.device)
-        x_lr = torch.rand(args.batchSize, teacher.channels, size, size, generator=stream, device=args.device)
-        return network_input(x_lr, scale, teacher.upscaled_input)
+        size = lr_size(args.input_size, scale) * (scale if args.noise_at == "hr" else 1)
+        shape, stream = (args.batchSize, teacher.channels, size, size), random_stream(
+            args.seed, "noise", step, device=args.device)
+        if args.noise == "uniform":
+            x = torch.rand(shape, generator=stream, device=args.device)
+        else:
+            x = (0.5 + 0.25 * torch.randn(shape, generator=stream, device=args.device)).clamp(0, 1)
+        if args.noise_at == "lr":
+            return network_input(x, scale, teacher.upscaled_input)
+        return x if teacher.upscaled_input else imresize(x, 1 / scale).clamp(0, 1)
 
     return draw
 
 
 def folder_source(args, scales, teacher):
     """Patches of the real LR images made from --data_dir's training images."""
-    paths = find_training_images(args.data_dir)
+    paths = find_training_images(args.data_dir, args.val_dataset == HELD_OUT)
     patches = {
         scale: TrainingPatches(paths, (scale,), scale * lr_size(args.input_size, scale), args.seed, args.device,
                                teacher.channels, teacher.upscaled_input)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import distillation
 import train_teacher
-from data.benchmark import paper_scores
+from data.table import paper_scores
 from figure.plots import COLOURS, INK, new_figure, save_figure
 from models import VDSR
 from options import Parser

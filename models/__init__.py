@@ -6,9 +6,15 @@ from models.edsr import EDSR
 from models.generator import Generator
 from models.vdsr import VDSR
 
-__all__ = ["ARCHITECTURES", "EDSR", "VDSR", "Generator", "build_model", "half_width"]
+__all__ = ["ARCHITECTURES", "EDSR", "PRESETS", "VDSR", "Generator", "build_model", "half_width"]
 
 ARCHITECTURES = {"vdsr": VDSR, "edsr": EDSR}
+# The usual sizes, by the names that --arch takes. An EDSR has a scale besides.
+PRESETS = {
+    "vdsr": {"arch": "vdsr", "n_resblocks": 18, "n_feats": 64},
+    "edsr_baseline": {"arch": "edsr", "n_resblocks": 16, "n_feats": 64, "res_scale": 1.0},
+    "edsr": {"arch": "edsr", "n_resblocks": 32, "n_feats": 256, "res_scale": 0.1},
+}
 
 
 def build_model(config):

@@ -66,11 +66,6 @@ class EDSR(nn.Module):
         features = features + self.body(features)
         return (self.tail(features) + self.mean) / 255
 
-    @property
-    def radius(self):
-        """How far, in input pixels, an output pixel's receptive field reaches: at most a pixel a convolution."""
-        return sum(isinstance(module, nn.Conv2d) for module in self.modules())
-
     def grow(self, n_resblocks, init="random"):
         """Insert residual blocks before the body's last convolution until there are n_resblocks.
 

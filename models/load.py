@@ -19,18 +19,21 @@ _KNOWN_NAMES = (
 )
 
 
-def load_model(path, device="cpu"):
+def load_model(path, device="cpu", res_scale=None):
     """The network stored in the file `path`, in float32 on `device`, in evaluation mode.
 
-    Raises InputError, one line with the path and the name or shape that does not fit.
+    res_scale: of an EDSR, where the file does not say. Raises InputError, one line with the path and the name
+    or shape that does not fit.
     """
     content = read_checkpoint(path)
-    weights = _find_weights(content, path)
+    weights = find_weights(content, path)
     if not weights:
         raise InputError(f"{path}: holds no weights; {_KNOWN_NAMES}")
     weights = _translate(weights)
+    if isinstance(content.get("config"), dict) and content["config"].get("arch") == "own":
+        raise InputError(f"{path}: is of a network of one's own; say which file defines it with --model")
     stored = content.get("config") if isinstance(content.get("config"), dict) else None
-    config = stored or _infer_config(weights, path)
+    config = stored or _infer_config(weights, path, res_scale)
     try:
         if min(config["n_resblocks"], config["n_feats"]) < 1 or not config.get("res_scale", 1) > 0:
             raise ValueError
@@ -38,12 +41,13 @@ def load_model(path, device="cpu"):
     except (KeyError, TypeError, RuntimeError, ValueError, ArithmeticError):
         known = ", ".join(ARCHITECTURES)
         raise InputError(f"{path}: no network of {known} can be made of its config {config}") from None
-    _check_fit(model.state_dict(), weights, path)
+    check_fit(model.state_dict(), weights, path)
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return model.to(device).eval()
 
 
-def _find_weights(content, path):
+def find_weights(content, path):
+    """The tensors {name: tensor} in the content of the checkpoint `path`. Raises InputError where one is unusable."""
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not a state dict")
     for key in ("state_dict", "model", "params", "model_state_dict"):
@@ -77,8 +81,8 @@ def _translate(weights):
     return ours
 
 
-def _infer_config(weights, path):
-    """The architecture that names and shapes tell. EDSR's res_scale they do not: its usual values."""
+def _infer_config(weights, path, res_scale=None):
+    """The architecture that names and shapes tell. EDSR's res_scale they do not: the usual one, unless given."""
 
     def channels(name):
         if weights[name].dim() != 4:
@@ -92,13 +96,14 @@ def _infer_config(weights, path):
         n_feats = channels("head.0.weight")
         thrice = channels("tail.0.0.weight") == 9 * n_feats
         scale = 4 if "tail.0.2.weight" in weights else 3 if thrice else 2
-        res_scale = 0.1 if n_feats >= 256 else 1.0
+        res_scale = res_scale or (0.1 if n_feats >= 256 else 1.0)
         return {"arch": "edsr", "n_resblocks": n_blocks - 1, "n_feats": n_feats,
                 "scale": scale, "res_scale": res_scale}
     raise InputError(f"{path}: begins with the tensor '{next(iter(weights))}'; {_KNOWN_NAMES}")
 
 
-def _check_fit(expected, found, path):
+def check_fit(expected, found, path):
+    """Raise InputError where names or shapes of the tensors `found` are not those `expected`."""
     for name, tensor in expected.items():
         if name not in found:
             raise InputError(f"{path}: the tensor '{name}' is missing")

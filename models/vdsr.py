@@ -47,11 +47,6 @@ class VDSR(nn.Module):
             features = conv_relu(features, conv)
         return x + self.tail(features)
 
-    @property
-    def radius(self):
-        """How far, in input pixels, an output pixel's receptive field reaches."""
-        return len(self.body) + 2
-
     def grow(self, n_resblocks, init="random"):
         """Append body convolutions until there are n_resblocks; what is trained is kept.
 

@@ -6,10 +6,11 @@ import torch
 from PIL import Image
 
 from bicubic import imresize
-from data.benchmark import (BUNDLED, Benchmarks, choose_sets, choose_validation, format_table, paper_scores, prepare,
-                            score, set_paths, upscale)
+from data.benchmark import (BUNDLED, Benchmarks, choose_sets, choose_validation, prepare, score, set_paths,
+                            upscale)
 from data.images import find_training_images, luma, read_image
 from data.patches import TrainingPatches
+from data.table import format_table, paper_scores
 from models import EDSR, VDSR
 from models.load import load_model
 from utils import InputError
@@ -76,15 +77,17 @@ def test_patches_are_corresponding_parts_of_hr_and_input(tmp_path, network, scal
     upscaled = network == "vdsr"
     channels = 1 if upscaled else 3
     patches = TrainingPatches([path], (scale,), 12, seed=3, channels=channels, upscaled_input=upscaled)
-    rgb = torch.from_numpy(read_image(path).transpose(2, 0, 1).copy()).double() / 255
+    rgb = torch.from_numpy(read_image(path).transpose(2, 0, 1).copy())  # which stays bytes throughout
     full = torch.from_numpy(luma(read_image(path)))[None] / 255 if upscaled else rgb
+    clip = lambda image: image.clamp(0, 1).float() if upscaled else image.float() / 255
     seen, sizes_seen = set(), set()
     versions = []
     for size in (1, 0.7, 0.5):
-        hr = imresize(full, size).clamp(0, 1) if size != 1 else full
+        hr = imresize(full, size) if size != 1 else full
+        hr = hr.clamp(0, 1) if upscaled else hr
         cropped = hr[:, : hr.shape[1] // scale * scale, : hr.shape[2] // scale * scale]
         lr = imresize(cropped, 1 / scale)
-        versions.append((cropped.float(), (imresize(lr, scale) if upscaled else lr).clamp(0, 1).float()))
+        versions.append((clip(cropped), clip(imresize(lr, scale) if upscaled else lr)))
     ratio = 1 if upscaled else scale
     for step in range(4):
         inputs, hrs = patches.batch(step, 8)
@@ -168,7 +171,7 @@ def test_prepare_follows_the_luma_protocol():
 
 def test_prepare_follows_the_rgb_protocol():
     rgb = random_pixels(31, 26, 3).astype(np.uint8)
-    pair = prepare(rgb, 2, upscaled_input=False)
+    pair = prepare(rgb, 2, channels=3)
     lr = imresize(torch.from_numpy(rgb[:30, :26].transpose(2, 0, 1).copy()), 0.5)
     assert pair.hr.shape == (30, 26) and torch.equal(pair.lr, lr.double())
 
@@ -199,7 +202,7 @@ def test_ssim_is_wangs():
 @pytest.mark.parametrize("model", [VDSR(1, 2), EDSR(1, 2, scale=2)], ids=["vdsr", "edsr"])
 def test_upscale_gives_the_networks_luma(model):
     rgb = random_pixels(24, 26, 3).astype(np.uint8)
-    pair = prepare(rgb, 2, model.upscaled_input)
+    pair = prepare(rgb, 2, model.channels)
     output = upscale(model, pair, "cpu")
     assert output.shape == pair.hr.shape == (24, 26)
     x = (pair.bicubic if model.upscaled_input else pair.lr).float() / 255
@@ -212,14 +215,14 @@ def test_upscale_gives_the_networks_luma(model):
 
 def test_table_shows_the_papers_figures_beside_ours():
     results = {"Set5": {"2": {"bicubic": {"psnr": 33.691, "ssim": 0.93079}, "student": {"psnr": 36.0, "ssim": 0.95}}}}
-    header, row, note = format_table(results, paper_scores(VDSR(18, 32))).splitlines()
+    header, row, protocol, note = format_table(results, "somehow", paper_scores(VDSR(18, 32))).splitlines()
     assert header.split() == ["set", "scale", "bicubic", "student",
                               "bicubic*", "teacher*", "student*", "noise*", "ours*"]
     assert row.split() == ["Set5", "x2", "33.69/0.9308", "36.00/0.9500", "33.69/0.9308",
                            "37.59/0.9597", "37.36/0.9588", "34.38/0.9376", "37.20/0.9582"]
-    assert note == "* Table 1 of the paper"
+    assert protocol == "scored: somehow" and note == "* Table 1 of the paper"
     for other in (EDSR(1, 2), VDSR(6, 32)):
-        assert "*" not in format_table(results, paper_scores(other))
+        assert "*" not in format_table(results, "somehow", paper_scores(other))
 
 
 def test_psnr_of_validation_is_that_of_the_table(images):
@@ -242,6 +245,41 @@ def test_scores_of_many_images_stay_in_order_and_leave_the_threads_alone(images)
         for metric in ("psnr", "ssim"):
             assert found[name][metric] == pytest.approx(np.mean([row[metric] for row in rows]), abs=1e-9)
     assert torch.get_num_threads() == threads
+
+
+def lr_bicubic(folder, path, scale, image):
+    save(folder / f"LR_bicubic/X{scale}/{path.stem}x{scale}.png", image)
+
+
+def test_lr_images_of_the_benchmark_serve_where_they_are_there(tmp_path):
+    """Of EDSR's layout: a grey LR image in the place of the true one makes bicubic's output grey."""
+    folder, pixels = tmp_path / "benchmark/Set5", random_pixels(48, 50, 3)
+    save(folder / "HR/a.png", pixels)
+    save(folder / "HR/b.png", pixels)
+    model = EDSR(1, 2, scale=2)
+    benchmarks = Benchmarks(choose_sets(tmp_path, "Set5"), (2,), torch.device("cpu"))
+    made = benchmarks.scores({"m": model}, bicubic=True)["Set5"]["2"]["bicubic"]["psnr"]
+    assert "LR made by bicubic" in benchmarks.protocol({"m": model})
+    lr_bicubic(folder, folder / "HR/a.png", 2, np.full((24, 25, 3), 128))
+    grey = score(luma(np.full((48, 50, 3), 128)), luma(pixels.astype(np.uint8)), 2)["psnr"]
+    read = benchmarks.scores({"m": model}, bicubic=True)["Set5"]["2"]["bicubic"]["psnr"]
+    assert read == pytest.approx((made + grey) / 2, abs=1e-6) and abs(made - grey) > 0.1
+    assert "LR from LR_bicubic where it is there" in benchmarks.protocol({"m": model})
+    assert "Table 1" in benchmarks.protocol({"m": VDSR(1, 2)})  # whose protocol knows no such files
+    lr_bicubic(folder, folder / "HR/b.png", 2, np.full((24, 24, 3), 128))
+    with pytest.raises(InputError, match="bx2.png: is 24x24, expected 25x24"):
+        benchmarks.scores({"m": model})
+
+
+def test_the_held_out_images_are_twenty_of_291_and_not_trained_on(tmp_path):
+    for i in range(291):
+        (tmp_path / "train291").mkdir(exist_ok=True)
+        (tmp_path / f"train291/{i:03}.png").touch()
+    held_out = choose_validation(tmp_path, "held_out")["held_out"]
+    trained = find_training_images(tmp_path, without_held_out=True)
+    assert len(held_out) == 20 and len(trained) == 271 and not set(held_out) & set(trained)
+    assert [path.stem for path in held_out[:3]] == ["013", "027", "041"]
+    assert len(find_training_images(tmp_path)) == 291
 
 
 BICUBIC_OF_TABLE_1 = {

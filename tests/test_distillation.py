@@ -95,6 +95,21 @@ def test_the_adversarial_gradient_is_right():
     assert gradient == pytest.approx((above - below) / 2e-6, rel=1e-3)
 
 
+def test_rounding_as_the_reference_does_cuts_the_gradient():
+    """L_adv then has none, and L_R that of x_lr alone (design of the reference's resizing)."""
+    teacher, student = networks()
+    generator, z, D = Generator(5, 16), torch.randn(2, 5), distance("MSE")
+    weights = list(generator.parameters())
+    L_R, L_adv = generator_losses(generator, student, teacher, z, 2, D, rounded=True)
+    assert all(not g.any() for g in torch.autograd.grad(L_adv, weights, retain_graph=True))
+    x_lr = generator(z)
+    x = (255 * network_input(x_lr, 2, True)).round() / 255
+    given = (255 * imresize(teacher(x), 0.5).clamp(0, 1)).round() / 255
+    expected = torch.autograd.grad(D(given.detach(), x_lr), weights)
+    for found, wanted in zip(torch.autograd.grad(L_R, weights), expected):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_student_step_follows_the_clipped_gradient():
     teacher, student = networks()
     x = torch.rand(2, 1, 12, 12)
@@ -216,6 +231,32 @@ def test_noise_source():
     assert torch.equal(x, draw(3, 7)) and not torch.equal(x, draw(3, 8))
 
 
+@pytest.mark.parametrize("arch, at, shape", [("vdsr", "hr", (2, 1, 48, 48)), ("edsr", "lr", (2, 3, 24, 24)),
+                                             ("edsr", "hr", (2, 3, 24, 24))])
+def test_other_kinds_of_noise(arch, at, shape):
+    teacher, _ = networks(arch)
+    x = noise_source(arguments("--input_size=48", "--noise=normal", f"--noise_at={at}"), teacher)(2, 7)
+    assert x.shape == shape and 0 <= x.min() and x.max() <= 1
+    assert x.mean() == pytest.approx(0.5, abs=0.02)
+    if arch == "vdsr" or at == "lr":  # 0.25, less the clipped tails
+        assert x.std() == pytest.approx(0.241, abs=0.02)
+
+
+def test_dead_leaves_and_generated_images_take_turns():
+    teacher, _ = networks()
+    args = arguments("--source=dead_leaves+generator")
+    draw, generators = make_source(args, (2,), teacher)
+    leaves = make_source(arguments("--source=dead_leaves"), (2,), teacher)[0]
+    assert torch.equal(draw(2, 4), leaves(2, 4)) and torch.equal(draw(2, 5), generators.draw(2, 5))
+
+
+def test_recipes_are_defaults_that_flags_override():
+    fast = parse_arguments(["--recipe=fast", "--iter=7"])
+    assert (fast.source, fast.optimizer, fast.schedule, fast.iter, fast.stu_step) == (
+        "dead_leaves", "adam", "cosine", 7, 50)
+    assert vars(parse_arguments(["--recipe=paper"])) == vars(parse_arguments([]))
+
+
 @pytest.mark.parametrize("arch, shape", [("vdsr", (2, 1, 32, 32)), ("edsr", (2, 3, 16, 16))])
 def test_folder_source_draws_real_lr_images(images, arch, shape):
     teacher, _ = networks(arch)
@@ -246,7 +287,7 @@ def test_the_defaults_are_the_papers_command():
 
 @pytest.mark.parametrize("flags, words", [
     (["--input_size=31"], "--input_size 31: too small at x4; the least is 32"),
-    (["--inc_num=9"], "--inc_num 9: does not divide the teacher's 6 body blocks"),
+    (["--inc_num=9"], "--inc_num 9: the student has only 6 body blocks"),
     (["--inc_num=3"], "--inc_step 0: 3 stages need"),
     (["--inc_num=3", "--inc_step=40"], "--inc_step 40: 3 stages need"),
     (["--student=x.pth"], "--student: goes with --test_only"),

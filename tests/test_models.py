@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from models import EDSR, VDSR, Generator, build_model, half_width
 from models.load import load_model
-from models.tiles import run_tiled
+from models.tiles import reach, run_tiled, self_ensemble
 from utils import InputError, save_model
 
 
@@ -218,11 +218,23 @@ def test_tiles_leave_no_seam(config):
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
 
 
-def test_a_pixel_of_vdsr_sees_as_far_as_its_radius():
+def test_a_pixel_of_vdsr_sees_as_far_as_it_says():
     model = VDSR(3, 4)
     for weight in model.parameters():
         torch.nn.init.ones_(weight)
     x = torch.zeros(1, 1, 21, 21, requires_grad=True)
     model(x + 1)[0, 0, 10, 10].backward()
     seen = x.grad[0, 0].nonzero()
-    assert seen.min() == 10 - model.radius == 5 and seen.max() == 10 + model.radius
+    assert seen.min() == 10 - reach(model) == 5 and seen.max() == 10 + reach(model)
+
+
+def test_self_ensemble_turns_back_what_it_turned():
+    """A network that sees no direction gives the same; one that shifts to the right, a cross."""
+    x = torch.rand(1, 3, 4, 6)
+    torch.testing.assert_close(self_ensemble(lambda x: 2 * x, x), 2 * x)
+    point = torch.zeros(1, 1, 5, 5)
+    point[0, 0, 2, 2] = 1
+    cross = self_ensemble(lambda x: x.roll(1, -1), point)[0, 0]
+    expected = torch.zeros(5, 5)
+    expected[[1, 2, 2, 3], [2, 1, 3, 2]] = 0.25
+    torch.testing.assert_close(cross, expected)

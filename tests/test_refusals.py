@@ -83,10 +83,10 @@ def test_options_of_the_teachers_script(run, images, tmp_path, flags, word):
 @pytest.mark.parametrize("flags, word", [
     ("--input_size=0", "--input_size"), ("--input_size=31", "--input_size 31"), ("--latent=0", "--latent"),
     ("--stu_step=0", "--stu_step"), ("--lr_G=0", "--lr_G"), ("--reconw=-1", "--reconw"), ("--gw=nan", "--gw"),
-    ("--ge_type=LN", "--ge_type"), ("--inc_num=4", "--inc_num"), ("--inc_num=9", "--inc_num 9"),
+    ("--ge_type=LN", "--ge_type"), ("--inc_num=4", "--inc_num"), ("--inc_num=9", "--inc_num 9: the student has only 6"),
     ("--inc_num=2", "--inc_step 0"), ("--inc_num=3 --inc_step=1", "--inc_step 1"), ("--inc_step=-1", "--inc_step"),
     ("--grow_init=zero", "--grow_init"), ("--source=dreams", "--source"), ("--student=s.pth", "--student"),
-    ("--test_only", "--student"), ("--pretrained=nowhere.pth", "nowhere.pth"),
+    ("--test_only", "--student"), ("--arch=edsr", "--arch edsr"), ("--n_feats=0", "--n_feats"), ("--pretrained=nowhere.pth", "nowhere.pth"),
     ("--source=folder --data_dir=nowhere --data_test=skimage", "nowhere"),
 ])
 def test_options_of_the_distillation(run, images, tiny_teacher, tmp_path, flags, word):

@@ -4,13 +4,16 @@ import json
 from signal import SIGTERM
 
 import pytest
+import torch
 from PIL import Image
 
 import distillation
 import train_teacher
+from models import EDSR
 from models.load import load_model
 from run import Run
 from tests.helpers import TINY, assert_refused, read, student_flags, teacher_flags, weights_equal
+from utils import save_model
 
 
 def test_the_papers_two_commands_one_after_the_other(run_process, images, tmp_path):
@@ -30,7 +33,7 @@ def test_the_papers_two_commands_one_after_the_other(run_process, images, tmp_pa
 
     folder = tmp_path / "runs/distillation"
     results, metrics = read(folder)
-    assert {"results", "seconds", "student_steps", "device", "git", "args"} == set(results)
+    assert {"results", "protocol", "seconds", "student_steps", "date", "device", "git", "args"} == set(results)
     assert results["student_steps"] == 2 * 2 * 2 and results["args"]["latent"] == 256
     assert set(results["results"]["Set5"]["2"]) == {"bicubic", "teacher", "student"}
     assert set(results["results"]["Set5"]["2"]["student"]) == {"psnr", "ssim"}
@@ -58,7 +61,7 @@ def test_test_only_scores_and_writes_no_weights(run, images, tiny_teacher, tmp_p
     assert results["results"]["Set5"]["2"]["teacher"] == row["teacher"]
 
 
-@pytest.mark.parametrize("source", ["generator", "noise", "folder"])
+@pytest.mark.parametrize("source", ["generator", "noise", "folder", "dead_leaves", "dead_leaves+generator"])
 def test_same_seed_same_student(run, images, tiny_teacher, tmp_path, source):
     flags = (*student_flags(images, tiny_teacher), "--nEpochs=1", f"--source={source}", "--scale=2")
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -66,7 +69,7 @@ def test_same_seed_same_student(run, images, tiny_teacher, tmp_path, source):
         assert process.returncode == 0, process.stderr
     assert weights_equal(tmp_path / "a.pth", tmp_path / "b.pth")
     assert not weights_equal(tmp_path / "a.pth", tmp_path / "c.pth")
-    assert ("L_adv" in read(tmp_path / "a")[1][0]) == (source == "generator")
+    assert ("L_adv" in read(tmp_path / "a")[1][0]) == ("generator" in source)
 
 
 @pytest.mark.parametrize("script", [train_teacher, distillation], ids=["train_teacher", "distillation"])
@@ -122,7 +125,7 @@ def test_an_unreadable_image_is_refused_before_training(run, images, tmp_path):
 
 @pytest.mark.parametrize("grow_init", ["random", "identity"])
 def test_edsr_trains_and_is_distilled(run, images, tmp_path, grow_init):
-    first = run(train_teacher, "--arch=edsr", "--scale=2", *teacher_flags(images))
+    first = run(train_teacher, "--arch=edsr_baseline", "--scale=2", *teacher_flags(images))
     assert first.returncode == 0, first.stderr
     second = run(distillation, *student_flags(images, "teacher.pth"), "--inc_num=2", "--inc_step=1",
                  f"--grow_init={grow_init}")
@@ -131,7 +134,31 @@ def test_edsr_trains_and_is_distilled(run, images, tmp_path, grow_init):
         "arch": "edsr", "n_resblocks": 2, "n_feats": 2, "scale": 2, "res_scale": 1.0}
     results, metrics = read(tmp_path / "runs/distillation")
     assert list(results["results"]["Set5"]) == ["2"] and results["args"]["loss_type"] == "L1"
-    assert "*" not in second.stdout
+    assert "*" not in second.stdout and "EDSR's protocol" in second.stdout
+
+
+@pytest.mark.parametrize("source", ["noise", "noise --noise=normal --noise_at=hr", "folder", "dead_leaves",
+                                    "dead_leaves+generator"])
+def test_edsr_is_distilled_from_every_source(run, images, tmp_path, source):
+    torch.manual_seed(0)
+    save_model(EDSR(2, 4, scale=3), tmp_path / "teacher.pth")
+    process = run(distillation, *student_flags(images, "teacher.pth"), *f"--source={source}".split(), "--nEpochs=1",
+                  "--n_resblocks=1", "--n_feats=3", "--self_ensemble")
+    assert process.returncode == 0, process.stderr
+    assert load_model(tmp_path / "student.pth").config["n_feats"] == 3
+    assert "self-ensemble" in read(tmp_path / "runs/distillation")[0]["protocol"]
+
+
+def test_an_edsr_starts_from_one_of_another_scale(run, images, tmp_path):
+    assert run(train_teacher, "--arch=edsr_baseline", "--scale=2", *teacher_flags(images)).returncode == 0
+    flags = [flag for flag in teacher_flags(images) if not str(flag).startswith("--n_")]
+    for scale in (3, 4):
+        process = run(train_teacher, *flags, "--pretrained=teacher.pth", f"--scale={scale}", "--lr=1e-9",
+                      f"--save_dir=x{scale}", f"--output=x{scale}.pth")
+        assert process.returncode == 0, process.stderr
+        first, second = load_model(tmp_path / "teacher.pth"), load_model(tmp_path / f"x{scale}.pth")
+        assert second.scales == (scale,)
+        torch.testing.assert_close(first.body[1].body[0].weight, second.body[1].body[0].weight, atol=1e-5, rtol=0)
 
 
 def test_without_data_the_bundled_photographs_serve(run, tiny_teacher, tmp_path):
