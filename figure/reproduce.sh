@@ -6,10 +6,10 @@
 # It ends when all are done or after MINUTES; run again, it goes on where it stopped, on another machine too if
 # runs/reproduce came along. What is finished is collected in figure/results, and the tables are made anew.
 # NAME: only these experiments. Environment: DATA, the image sets (datasets); TEACHER, a trained VDSR to distil
-# instead of one's own; OUT, where runs go (runs/reproduce); RESULTS (figure/results); FLAGS, appended to every
-# command (a rehearsal: FLAGS="--nEpochs=1 --iter=1 --stu_step=1 --batchSize=2").
+# instead of one's own; OUT, where runs go (runs/reproduce); RESULTS (figure/results) and TABLES (figure); FLAGS,
+# appended to every command (a rehearsal: FLAGS="--nEpochs=1 --iter=1 --batchSize=2 --inc_step=0 --data_test=Set5").
 set -uo pipefail
-[ $# -ge 1 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }
 cd "$(dirname "$0")/.."
 
 end=$((SECONDS + 60 * $1)); shift
@@ -78,6 +78,19 @@ for seed in 1 2; do
   done
   distil "ablation/dead_leaves_adam_$seed" $short --seed=$seed --source=dead_leaves --optimizer=adam --schedule=cosine
   distil "ablation/dead_leaves_adam_L1_$seed" $short --seed=$seed --source=dead_leaves --optimizer=adam --schedule=cosine --loss_type=L1
+done
+
+# EDSR: teachers, the larger scales starting from x2, and half-width students of every source.
+for scale in 2 3 4; do
+  edsr="--scale=$scale --batchSize=16 --optimizer=adam --schedule=cosine --lr=1e-4 --seed=1"
+  from=""; [ $scale = 2 ] || from="--pretrained=$out/edsr/teacher_x2.pth"
+  [ $scale = 2 ] && from="--arch=edsr_baseline"
+  run edsr/teacher_x$scale train_teacher.py --model_type=origin $from $edsr --patch_size=$((48 * scale)) --nEpochs=100
+  run edsr/student_x$scale train_teacher.py --model_type=half --arch=edsr_baseline $edsr --patch_size=$((48 * scale)) --nEpochs=100
+  for source in generator dead_leaves; do
+    run edsr/${source}_x$scale distillation.py --pretrained="$out/edsr/teacher_x$scale.pth" $edsr \
+      --input_size=$((48 * scale)) --source=$source --iter=20 --nEpochs=60
+  done
 done
 
 # The reference's own recipe for teacher and student with data.
