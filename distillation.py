@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import trange
 
+import parallel
 from bicubic import imresize
 from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_validation
 from data.dead_leaves import dead_leaves_source
@@ -87,9 +88,8 @@ def student_step(student, teacher, x, D):
     """Student phase: one step to lower D(S(x), T(x)). Returns the loss a pixel."""
     with torch.no_grad():
         target = teacher(x)
-    loss = D(student(x), target)
-    student.descend(loss)
-    return loss.detach() / target.numel()
+    loss = student.descend(D(student(x), target))
+    return loss / parallel.total(loss.new_full((), target.numel()))
 
 
 def generator_losses(generator, student, teacher, z, scale, D, rounded=False):
@@ -104,17 +104,18 @@ def generator_losses(generator, student, teacher, z, scale, D, rounded=False):
     x = after(network_input(x_lr, scale, teacher.upscaled_input))
     teacher_output = teacher(x)
     reconstruction = D(after(imresize(teacher_output, 1 / scale).clamp(0, 1)), x_lr)
-    adversarial = -torch.log1p(D(student(x), teacher_output))
+    adversarial = -torch.log1p(parallel.total(D(student(x), teacher_output)))
     return reconstruction, adversarial
 
 
 def generator_step(generator, student, teacher, z, scale, D, reconw, gw, rounded=False):
     """Generator phase: one step on reconw * L_R + gw * L_adv. Returns L_R a pixel and L_adv."""
     with frozen(student.network):
-        reconstruction, adversarial = generator_losses(generator, student, teacher, z, scale, D, rounded)
+        reconstruction, adversarial = generator_losses(generator, student.network, teacher, z, scale, D, rounded)
         generator.descend(reconw * reconstruction + gw * adversarial)
     pixels = len(z) * teacher.channels * generator.master.size**2
-    return torch.stack((reconstruction.detach() / pixels, adversarial.detach()))
+    totals = parallel.total(torch.stack((reconstruction.detach(), reconstruction.new_full((), pixels))))
+    return torch.stack((totals[0] / totals[1], adversarial.detach()))
 
 
 def stages(depth, args):
@@ -132,7 +133,7 @@ def distil_epoch(args, run, stage, student, take_step, draw, generators, scales)
     """
     begin, end = stage
     progress = trange(run.round, args.iter, desc=f"epoch {run.epoch}/{args.nEpochs}", unit="round", leave=False,
-                      disable=None)
+                      disable=parallel.quiet())
     for i in progress:
         number = (run.epoch - 1) * args.iter + i
         epochs_done = run.epoch - 1 + i / args.iter
@@ -225,10 +226,12 @@ def distil(args, run, student, teacher, scales, draw, generators, validation):
                 generator, student, teacher, z, scale, D, args.reconw, args.gw, args.rounded))
         while run.epoch < end:
             distil_epoch(args, run, (begin, end), student, take_step, draw, generators, scales)
-            with run.resting():
-                psnr = validation.psnr(student.master)
-            samples = [draw(s, -1) for s in scales]  # the same every time, but for what learns
-            save_epoch_samples(run / f"samples/epoch_{run.epoch:04d}.png", samples)
+            psnr = {}
+            if parallel.leader():
+                with run.resting():
+                    psnr = validation.psnr(student.master)
+                samples = [draw(s, -1) for s in scales]  # the same every time, but for what learns
+                save_epoch_samples(run / f"samples/epoch_{run.epoch:04d}.png", samples)
             run.end_epoch(student.master, psnr)
     return student.master if student else None
 
@@ -245,6 +248,10 @@ def check(args, teacher, scales):
                          f"at most (nEpochs - 1) / (inc_num - 1)")
     if config.get("n_feats", 1) < 1 and not args.test_only:
         raise InputError(f"{args.pretrained}: has one channel, which cannot be halved; use --model_type=origin")
+    if args.batchSize < parallel.world():
+        raise InputError(f"--batchSize {args.batchSize}: is less than the {parallel.world()} processes")
+    if args.ge_type == "BN" and parallel.world() > 1:
+        raise InputError("--ge_type BN: needs the whole batch in one process")
     if args.student and not args.test_only:
         raise InputError("--student: goes with --test_only; to continue a run give --resume its checkpoint.pth")
 
@@ -266,6 +273,9 @@ def main(args):
     with run:
         if not args.test_only:
             student = distil(args, run, begun, lowered_teacher, scales, draw, generators, validation)
+        if not parallel.leader():
+            return
+        if not args.test_only:
             save_model(student, args.output)
             save_sample_sheet(run / "samples", run / "samples.png", scales)
         networks = {"teacher": teacher, "student": student}

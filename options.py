@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+import parallel
 from utils import InputError, choose_device, set_up_cpu
 
 
@@ -113,7 +114,7 @@ def settle_shared_flags(args, script, output):
         raise InputError("--resume: cannot go with --test_only, which does not train")
     check_places(args)
     own = getattr(args, "model", None)
-    args.device = choose_device(args.device)
+    args.device = parallel.join(choose_device(args.device))
     if args.precision == "auto":
         args.precision = "fp16" if args.device.type == "cuda" and not (args.plain or own) else "fp32"
     elif own and args.precision not in ("fp32", "tf32"):

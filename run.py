@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import parallel
 from figure.plots import save_curves
 from utils import (InputError, NotFinite, Stopped, append_line, device_name, git_revision, read_checkpoint,
                    save_atomically, save_json, save_model, write_atomically)
@@ -72,6 +73,8 @@ class Run:
 
     def say(self, line):
         """Print a line and append it to log.txt."""
+        if not parallel.leader():
+            return
         try:
             tqdm.write(line)
         except OSError:  # whoever read our output is gone; log.txt still has it
@@ -165,13 +168,17 @@ class Run:
     def done(self, round_, step=0):
         """To be called after every step: `round_` and `step` come next. Saves when it is time to."""
         self.round, self.step = round_, step
-        if self.signal:
+        if step == 0 and parallel.world() > 1:  # all stop at the same place or none
+            self.signal = parallel.largest(self.signal or 0)
+        if self.signal and (step == 0 or parallel.world() == 1):
             raise self._stopped()
         if time.time() - self.saved > 60 * self.args.checkpoint_every:
             self.save()
 
     def save(self):
         """checkpoint.pth, and the one before as checkpoint_previous.pth."""
+        if not parallel.leader():
+            return
         path = self / "checkpoint.pth"
         content = {**self.snapshot(), **{name: getattr(self, name) for name in PLACE}, "sums": self.sums,
                    "seconds": self.seconds, "settings": self.settings}
@@ -192,6 +199,17 @@ class Run:
 
         psnr: {scale: dB} on the validation set.
         """
+        if parallel.leader():
+            self._log_epoch(model, psnr)
+        self.epoch, self.round, self.step, self.psnr = self.epoch + 1, 0, 0, psnr
+        self.sums.zero_()
+        self.save()
+        if parallel.leader() and (self.epoch > self.args.nEpochs or time.time() - self.drawn > 60):
+            self.drawn = time.time()
+            if not save_curves(self.path) and self.epoch > self.args.nEpochs:
+                self.say("curves.png was not drawn: it needs matplotlib (pip install matplotlib)")
+
+    def _log_epoch(self, model, psnr):
         losses = self.means(self.args.iter)
         append_line(self / "metrics.jsonl", json.dumps(
             {"epoch": self.epoch, **losses, "psnr": psnr, "seconds": round(self.seconds, 1)}))
@@ -203,27 +221,22 @@ class Run:
         if mean > self.best:
             self.best = mean
             save_model(model, self / "model_best.pth")
-        self.epoch, self.round, self.step, self.psnr = self.epoch + 1, 0, 0, psnr
-        self.sums.zero_()
-        self.save()
         self.say(line)
-        if self.epoch > self.args.nEpochs or time.time() - self.drawn > 60:
-            self.drawn = time.time()
-            if not save_curves(self.path) and self.epoch > self.args.nEpochs:
-                self.say("curves.png was not drawn: it needs matplotlib (pip install matplotlib)")
 
     def save_results(self, results, protocol, **more):
         """results.json. protocol: how they were scored."""
         save_json({"results": results, "protocol": protocol, "seconds": round(self.seconds, 1), **more,
-                   "date": time.strftime("%Y-%m-%d"), "device": device_name(self.args.device), "git": git_revision(), "args": vars(self.args)},
-                  self / "results.json")
+                   "date": time.strftime("%Y-%m-%d"), "device": device_name(self.args.device),
+                   "git": git_revision(), "args": vars(self.args)}, self / "results.json")
 
     # ---- being interrupted
 
     def __enter__(self):
-        save_json(vars(self.args), self / "config.json")
-        if not self.args.test_only:
-            self._trim()
+        parallel.wait()  # until all have read what the folder holds
+        if parallel.leader():
+            save_json(vars(self.args), self / "config.json")
+            if not self.args.test_only:
+                self._trim()
         numbers = (signal.SIGINT, signal.SIGTERM)
         self._handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
         return self

@@ -14,6 +14,7 @@ and scores on the pictures that scikit-image ships.
 
 from tqdm import trange
 
+import parallel
 from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_validation
 from data.images import HELD_OUT, find_training_images
 from data.patches import TrainingPatches
@@ -46,15 +47,14 @@ def parse_arguments(argv=None):
 
 def train_step(model, inputs, hr, D):
     """One step to lower D(model(input), HR). Returns the loss a pixel."""
-    loss = D(model(inputs), hr)
-    model.descend(loss)
-    return loss.detach() / hr.numel()
+    loss = model.descend(D(model(inputs), hr))
+    return loss / parallel.total(loss.new_full((), hr.numel()))
 
 
 def train_epoch(args, run, model, step, patches):
     """What is left of the run's epoch, --iter steps of the learner `model`."""
     progress = trange(run.round, args.iter, desc=f"epoch {run.epoch}/{args.nEpochs}", unit="step", leave=False,
-                      disable=None)
+                      disable=parallel.quiet())
     for i in progress:
         model.set_rate(args.lr * decay(args, run.epoch - 1 + i / args.iter, args.nEpochs))
         run.sums += step(*patches.batch((run.epoch - 1) * args.iter + i, args.batchSize))
@@ -79,8 +79,10 @@ def train(args, run, model, patches, validation):
     step = recorded(lambda inputs, hr: train_step(model, inputs, hr, D), args)
     while run.epoch <= args.nEpochs:
         train_epoch(args, run, model, step, patches)
-        with run.resting():
-            psnr = validation.psnr(model.master)
+        psnr = {}
+        if parallel.leader():
+            with run.resting():
+                psnr = validation.psnr(model.master)
         run.end_epoch(model.master, psnr)
 
 
@@ -123,6 +125,8 @@ def main(args):
     scales = choose_scales(args.scale, model, args.pretrained)
     if not model.upscaled_input and args.patch_size % scales[0]:
         raise InputError(f"--patch_size {args.patch_size}: must be a multiple of the scale, {scales[0]}")
+    if args.batchSize < parallel.world():
+        raise InputError(f"--batchSize {args.batchSize}: is less than the {parallel.world()} processes")
     args.loss_type = args.loss_type or ("MSE" if model.upscaled_input else "L1")
     benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device, args.self_ensemble)
     if not args.test_only:
@@ -137,6 +141,9 @@ def main(args):
     with run:
         if not args.test_only:
             train(args, run, learner, patches, validation)
+        if not parallel.leader():
+            return
+        if not args.test_only:
             save_model(model, args.output)
             run.say(f"the trained network is {args.output}")
         with run.resting():

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 from torch.nn.utils import get_total_norm
 
+import parallel
 from utils import NotFinite
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Of the loss in fp16. Summed losses have large gradients, which overflow in the first steps unless they are
-# scaled down; later the scale grows back to 1, half as much again and again in a thousand steps.
+# scaled down; later the scale grows back to 1, doubling in a thousand steps.
 _FIRST_SCALE, _LEAST_SCALE, _GROWTH = 2.0**-8, 2.0**-24, 2.0 ** (1 / 1000)
 
 
@@ -84,6 +85,7 @@ class Learner:
     def __init__(self, master, optimizer, dtype=torch.float32, clip=math.inf, loss="the loss"):
         self.master, self.optimizer, self.clip, self.loss = master, optimizer, clip, loss
         self.network = lowered(master, dtype)
+        self.everywhere = parallel.distributed(self.network)
         self.scaled = dtype == torch.float16
         self.weights, self.computing = list(master.parameters()), list(self.network.parameters())
         device = self.weights[0].device
@@ -98,26 +100,31 @@ class Learner:
             group["lr"] = self.rate
 
     def __call__(self, inputs):
-        return self.network(inputs)
+        return self.everywhere(inputs)
 
     def set_rate(self, rate):
         """The learning rate of the steps to come."""
         self.rate.fill_(rate)
 
     def descend(self, loss):
-        """One step down `loss`, the gradient's norm clipped; none where loss or gradient is not finite."""
+        """One step down `loss`, the gradient's norm clipped; none where loss or gradient is not finite.
+
+        Returns the loss, detached, the sum over the processes where there are several.
+        """
         self.network.zero_grad()
-        (self.scale * loss).backward()
+        (self.scale * parallel.world() * loss).backward()  # of which the processes take the mean
+        loss = parallel.total(loss.detach())
         if self.network is not self.master:
             for weight, computing in zip(self.weights, self.computing):
                 weight.grad = computing.grad.to(weight.dtype)
         norm = get_total_norm([weight.grad for weight in self.weights]) / self.scale
-        self._judge(loss.detach(), norm)
+        self._judge(loss, norm)
         self.optimizer.step()
         if self.network is not self.master:
             self._lower()
         if not loss.is_cuda:
             self.check()
+        return loss
 
     @torch.no_grad()
     def _judge(self, loss, norm):
@@ -196,5 +203,6 @@ class Recorded:
 
 
 def recorded(step, args):
-    """`step` as it runs fastest on the run's device: Recorded on CUDA, unless --plain; else itself."""
-    return Recorded(step) if args.device.type == "cuda" and not args.plain else step
+    """`step` as it runs fastest on the run's device: Recorded on one GPU, unless --plain; else itself."""
+    alone = args.device.type == "cuda" and parallel.world() == 1
+    return Recorded(step) if alone and not args.plain else step

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+import parallel
+
 
 class InputError(Exception):
     """Something the user gave cannot be used; the message is the one line they read."""
@@ -33,7 +35,8 @@ class Stopped(Exception):
 def run_script(main, args):
     """Run main(args). What goes wrong is one line on stderr and the exit code.
 
-    2: InputError, a file that cannot be used or too little memory; 3: NotFinite; 128 + number: ended by a signal.
+    2: InputError, a file that cannot be used or too little memory; 3: NotFinite; 4: another process of the run is
+    gone; 128 + number: ended by a signal.
     """
     try:
         main(args)
@@ -53,10 +56,17 @@ def run_script(main, args):
     except (MemoryError, RuntimeError) as error:
         # PyTorch's words for it, on CUDA and on the CPU
         scarce = any(words in str(error) for words in ("out of memory", "allocate memory", "enough memory"))
-        if not (scarce or isinstance(error, MemoryError)):
+        if scarce or isinstance(error, MemoryError):
+            code, line = 2, "error: out of memory; lower --batchSize, --n_feats, --latent or the size of the images"
+        elif parallel.world() > 1 and any(words in str(error) for words in ("gloo", "NCCL", "Gloo")):
+            code, line = 4, ("error: another process of the run is gone, its own message says why; to go on, add "
+                             "--resume=auto to the same command")
+        else:
             raise
-        code, line = 2, "error: out of memory; lower --batchSize, --n_feats, --latent or the size of the images"
-    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+    which = f" (process {parallel.rank()})" if parallel.world() > 1 else ""
+    print(f"{Path(sys.argv[0]).name}{which}: {line}", file=sys.stderr, flush=True)
+    if parallel.world() > 1:
+        os._exit(code)  # sys.exit would wait for the other processes
     sys.exit(code)
 
 

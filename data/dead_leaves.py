@@ -37,6 +37,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from torchvision.utils import make_grid
 
+import parallel
 from bicubic import imresize
 from data.sources import lr_size, network_input
 from options import Parser, whole
@@ -197,6 +198,7 @@ def dead_leaves_source(args, teacher):
         size = scale * lr_size(args.input_size, scale)
         stream = random_stream(args.seed, "dead leaves", step, device=args.device)
         hr = dead_leaves(args.batchSize, size, teacher.channels, stream, args.device)
+        hr = hr[parallel.share(len(hr))]
         return network_input(imresize(hr, 1 / scale).clamp(0, 1), scale, teacher.upscaled_input)
 
     return draw

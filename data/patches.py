@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import parallel
 from bicubic import imresize
 from data.images import luma, read_image
 from utils import InputError, random_stream
@@ -75,7 +76,7 @@ class TrainingPatches:
         input_size = patch_size // self.ratio
         hr_buffer, input_buffer = _Buffer(), _Buffer()
         table = []
-        for path in tqdm(paths, desc="images", unit="", leave=False, disable=None):
+        for path in tqdm(paths, desc="images", unit="", leave=False, disable=parallel.quiet()):
             rgb = read_image(path)
             if channels == 1:
                 image = torch.as_tensor(luma(rgb)[None] / 255, dtype=torch.float32, device=device)
@@ -102,13 +103,19 @@ class TrainingPatches:
         self.cumulative = (self.table[:, 4] * self.table[:, 5]).double().cumsum(0)
 
     def batch(self, step, size):
-        """Patches of step `step`: network input (size, C, p, p) and HR (size, C, P, P), float32 in [0, 1]."""
+        """Patches of step `step`: network input (size, C, p, p) and HR (size, C, P, P), float32 in [0, 1].
+
+        Of several processes each gets its share of the `size`.
+        """
         stream = random_stream(self.seed, "patches", step)
         place = torch.rand(3, size, generator=stream, dtype=torch.float64)
         entry = torch.searchsorted(self.cumulative, place[0] * self.cumulative[-1], right=True)
         hr_start, hr_width, lr_start, lr_width, rows, columns = self.table[entry].T
         row, column = (place[1] * rows).long(), (place[2] * columns).long()
         turn = torch.randint(8, (size,), generator=stream)
+        mine = parallel.share(size)
+        hr_start, hr_width, lr_start, lr_width, row, column, turn = (
+            value[mine] for value in (hr_start, hr_width, lr_start, lr_width, row, column, turn))
         lr = self._cut(self.inputs, lr_start, lr_width, row, column, turn, self.patch_size // self.ratio)
         row, column = row * self.ratio, column * self.ratio
         return lr, self._cut(self.hr, hr_start, hr_width, row, column, turn, self.patch_size)

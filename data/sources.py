@@ -1,11 +1,13 @@
 """Where the student's inputs come from.
 
 A source is a function draw(scale, step) -> network inputs (B, C, H, W), float32 in [0, 1], the same for
-the same seed and step. The next call may overwrite what the last one returned.
+the same seed and step. B is --batchSize, or of several processes each one's share of it. The next call may
+overwrite what the last one returned.
 """
 
 import torch
 
+import parallel
 from bicubic import imresize
 from data.images import HELD_OUT, find_training_images
 from data.patches import TrainingPatches
@@ -42,9 +44,10 @@ class Generators:
         self.images = {s: recorded(lambda z, s=s: self._images(z, s), args) for s in scales}
 
     def _latent(self, *key):
-        """z ~ N(0, I), (B, latent), of the stream `key`."""
+        """z ~ N(0, I), this process's share of (batchSize, latent), of the stream `key`."""
         stream = random_stream(self.args.seed, *key, device=self.args.device)
-        return torch.randn(self.args.batchSize, self.args.latent, generator=stream, device=self.args.device)
+        z = torch.randn(self.args.batchSize, self.args.latent, generator=stream, device=self.args.device)
+        return z[parallel.share(len(z))]
 
     @torch.no_grad()
     def _images(self, z, scale):
@@ -93,6 +96,7 @@ def noise_source(args, teacher):
             x = torch.rand(shape, generator=stream, device=args.device)
         else:
             x = (0.5 + 0.25 * torch.randn(shape, generator=stream, device=args.device)).clamp(0, 1)
+        x = x[parallel.share(len(x))]
         if args.noise_at == "lr":
             return network_input(x, scale, teacher.upscaled_input)
         return x if teacher.upscaled_input else imresize(x, 1 / scale).clamp(0, 1)

@@ -59,8 +59,9 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["distillation", "train_teacher"])
 
 
-def _script(script, flags, folder, output):
+def _script(script, flags, folder, output, environment):
     os.chdir(folder)
+    os.environ.update(environment)
     sys.argv = [script]
     for number, name in ((1, "stdout"), (2, "stderr")):  # what C code prints, too
         os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -68,9 +69,9 @@ def _script(script, flags, folder, output):
     utils.run_script(module.main, module.parse_arguments([*map(str, flags)]))
 
 
-def start(script, flags, folder, output=None):
+def start(script, flags, folder, output=None, **environment):
     """A process that runs a script in `folder`; what it prints goes to stdout and stderr in `output`."""
-    process = PROCESSES.Process(target=_script, args=(script, flags, folder, output or folder))
+    process = PROCESSES.Process(target=_script, args=(script, flags, folder, output or folder, environment))
     process.start()
     return process
 
