@@ -280,10 +280,10 @@ def main(args):
             save_sample_sheet(run / "samples", run / "samples.png", scales)
         networks = {"teacher": teacher, "student": student}
         with run.resting():
-            results, example = benchmarks.scores(networks, bicubic=True), benchmarks.example(networks)
+            results = benchmarks.scores(networks, bicubic=True)
+            save_comparison(run / "comparison.png", benchmarks.examples(networks))
         protocol = benchmarks.protocol(networks)
         run.save_results(results, protocol, student_steps=run.steps)
-        save_comparison(run / "comparison.png", *example)
         run.say(format_table(results, protocol, paper_scores(teacher)))
         run.say(f"student: {args.student or args.output}; pictures and results: {run.path}")
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -79,6 +80,7 @@ def add_shared_flags(parser):
     add("--save_dir", "--tmp_save_dir",
         help="folder for all that the run leaves (default: runs/SCRIPT; runs/SCRIPT_test with --test_only)")
     add("--output", help="where the trained network goes besides (default: teacher.pth, half.pth or student.pth)")
+    add("--tensorboard", action="store_true", help="log for TensorBoard, too, in --save_dir (pip install tensorboard)")
     add("--test_only", action="store_true", help="score, do not train")
     add("--seed", type=whole, default=1, help="of everything random")
     add("--precision", choices=("auto", "fp32", "tf32", "bf16", "fp16"), default="auto",
@@ -113,6 +115,8 @@ def settle_shared_flags(args, script, output):
     if args.resume and args.test_only:
         raise InputError("--resume: cannot go with --test_only, which does not train")
     check_places(args)
+    if args.tensorboard and not find_spec("tensorboard"):
+        raise InputError("--tensorboard: needs pip install tensorboard")
     own = getattr(args, "model", None)
     args.device = parallel.join(choose_device(args.device))
     if args.precision == "auto":

@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 import parallel
+from figure import board
 from figure.plots import save_curves
 from utils import (InputError, NotFinite, Stopped, append_line, device_name, git_revision, read_checkpoint,
                    save_atomically, save_json, save_model, write_atomically)
@@ -25,7 +26,7 @@ from utils import (InputError, NotFinite, Stopped, append_line, device_name, git
 # the file that --pretrained names.) --nEpochs, too, may change when a run is resumed; but a shorter or longer one
 # does not begin in the folder of another.
 MAY_CHANGE = {"resume", "pretrained", "save_dir", "output", "data_dir", "data_test", "self_ensemble", "threads",
-              "device", "precision", "plain", "checkpoint_every"}
+              "device", "precision", "plain", "checkpoint_every", "tensorboard"}
 
 
 # What a checkpoint says of where the run is: what comes next, steps made, best and last validation PSNR.
@@ -222,9 +223,13 @@ class Run:
             self.best = mean
             save_model(model, self / "model_best.pth")
         self.say(line)
+        if self.args.tensorboard:
+            board.log_epoch(self.path, self.epoch, losses, psnr)
 
     def save_results(self, results, protocol, **more):
         """results.json. protocol: how they were scored."""
+        if self.args.tensorboard:
+            board.log_result(self.path, self.epoch, results)
         save_json({"results": results, "protocol": protocol, "seconds": round(self.seconds, 1), **more,
                    "date": time.strftime("%Y-%m-%d"), "device": device_name(self.args.device),
                    "git": git_revision(), "args": vars(self.args)}, self / "results.json")

@@ -184,7 +184,8 @@ class Benchmarks:
     """
 
     def __init__(self, sets, scales, device, ensemble=False):
-        self.scales, self.device, self.ensemble, self.prepared = scales, device, ensemble, {}
+        self.scales, self.device, self.ensemble = scales, device, ensemble
+        self.prepared, self.hardest = {}, {}
         self.sets = {name: [(path, read_image(path)) for path in paths] for name, paths in sets.items()}
         smallest = SMALLEST_SIDE + 3 * max(scales)
         for path, rgb in (entry for images in self.sets.values() for entry in images):
@@ -208,6 +209,8 @@ class Benchmarks:
                         rows.append(row)
                         bar.update()
                     results[name][str(scale)] = _mean(rows)
+                    if bicubic and scale == self.scales[len(self.scales) // 2]:
+                        self.hardest[name] = int(np.argmin([row["bicubic"]["psnr"] for row in rows]))
         return results
 
     def psnr(self, model):
@@ -226,19 +229,20 @@ class Benchmarks:
             self.prepared[scale] = [_prepare(image, scale, channels) for image in images]
         return self.prepared[scale]
 
-    def example(self, networks):
-        """The image of the first set that bicubic does worst, at the middle scale, by HR, bicubic and `networks`.
+    def examples(self, networks):
+        """Of every set the image that bicubic did worst in scores(), at the middle scale.
 
-        Returns ({name: (luma (H, W), PSNR; None for HR)}, scale, the image's name).
+        Yields (set, scale, the image's name, {"HR", "bicubic" and names of `networks`: (luma (H, W), its score;
+        None for HR)}).
         """
         scale = self.scales[len(self.scales) // 2]
         channels = next(iter(networks.values())).channels
-        images = next(iter(self.sets.values()))
-        pairs = [(image[0], _prepare(image, scale, channels)) for image in images]
-        path, pair = min(pairs, key=lambda p: score(_as_luma(p[1].bicubic), p[1].hr, scale, ssim=False)["psnr"])
-        scored = {name: (output, score(output, pair.hr, scale, ssim=False)["psnr"])
-                  for name, output in self._outputs(networks, True, pair).items()}
-        return {"HR": (pair.hr, None), **scored}, scale, path.stem
+        for name, images in self.sets.items():
+            image = images[self.hardest[name]]
+            pair = _prepare(image, scale, channels)
+            scored = {label: (output, score(output, pair.hr, scale))
+                      for label, output in self._outputs(networks, True, pair).items()}
+            yield name, scale, image[0].stem, {"HR": (pair.hr, None), **scored}
 
     def _score_images(self, pool, networks, bicubic, images, scale):
         """Yield {name: score} of each image: prepared and scored by the pool, upscaled here."""

@@ -72,22 +72,30 @@ def _busiest(error, size):
     return 4 * row, 4 * column
 
 
-def save_comparison(path, outputs, scale, name, size=64, zoom=4):
-    """Crops side by side, with PSNR of the whole image under each.
+def save_comparison(path, examples, size=64, zoom=4):
+    """For each of Benchmarks.examples a row of crops, with PSNR and SSIM of the whole image under each.
 
-    outputs: {label: (luma (H, W) in 0..255, its PSNR or None)}; "HR" first, "bicubic" among them: the crop
-    is where bicubic is most wrong.
+    The crop is where bicubic is most wrong.
     """
+    rows = [_comparison(*example, size, zoom) for example in examples]
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    for i, row in enumerate(rows):
+        sheet.paste(row, (0, sum(row.height for row in rows[:i])))
+    _save(sheet, path)
+
+
+def _comparison(name, scale, image_name, outputs, size, zoom):
+    """One row: HR, bicubic and the networks' outputs, {label: (luma (H, W) in 0..255, its score or None)}."""
     hr, bicubic = outputs["HR"][0], outputs["bicubic"][0]
     size = min(size, *hr.shape)
     row, column = _busiest((hr - bicubic) ** 2, size)
     side = size * zoom
     sheet = Image.new("RGB", ((side + _GAP) * len(outputs) + _GAP, side + 2 * _GAP + 2 * _TEXT), "white")
-    for i, (label, (image, psnr)) in enumerate(outputs.items()):
+    for i, (label, (image, score)) in enumerate(outputs.items()):
         crop = _to_image(image[row:row + size, column:column + size]).resize((side, side), Image.NEAREST)
         left = _GAP + i * (side + _GAP)
         sheet.paste(crop, (left, _GAP))
-        below = f"{psnr:.2f} dB" if psnr is not None else f"{name} x{scale}"
+        below = f"{score['psnr']:.2f} dB / {score['ssim']:.4f}" if score else f"{name}, {image_name}, x{scale}"
         _label(sheet, (left + side // 2, side + _GAP + _TEXT // 2), label)
         _label(sheet, (left + side // 2, side + _GAP + _TEXT // 2 + _TEXT), below)
-    _save(sheet, path)
+    return sheet

@@ -12,7 +12,7 @@ from PIL import Image
 
 import utils
 from models import VDSR
-from tests.helpers import Outcome
+from tests.helpers import Outcome, no_curves
 from utils import save_model
 
 ROOT = Path(__file__).parent.parent
@@ -68,6 +68,7 @@ def run(tmp_path, monkeypatch, capsys):
     def run_script(script, *flags):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [script.__file__])
+        monkeypatch.setattr("run.save_curves", no_curves)
         capsys.readouterr()
         code = 0
         try:

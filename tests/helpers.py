@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 import distillation
+import run
 import train_teacher
 import utils
 from models.load import load_model
@@ -59,7 +60,13 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["distillation", "train_teacher"])
 
 
+def no_curves(folder):
+    """Instead of run.save_curves, which takes longer than a tiny run; true processes draw them."""
+    return True
+
+
 def _script(script, flags, folder, output, environment):
+    run.save_curves = no_curves
     os.chdir(folder)
     os.environ.update(environment)
     sys.argv = [script]

@@ -1,6 +1,7 @@
 """The two scripts as a user runs them, in an empty folder, on tiny settings."""
 
 import json
+from importlib.util import find_spec
 from signal import SIGTERM
 
 import pytest
@@ -42,8 +43,11 @@ def test_the_papers_two_commands_one_after_the_other(run_process, images, tmp_pa
         assert (folder / name).stat().st_size > 0
     assert load_model(tmp_path / "student.pth").config == {"arch": "vdsr", "n_resblocks": 2, "n_feats": 2}
     assert weights_equal(tmp_path / "student.pth", folder / "model_last.pth")
-    assert Image.open(folder / "samples.png").width > 400 and Image.open(folder / "comparison.png").width > 500
+    assert Image.open(folder / "samples.png").width > 400
+    assert Image.open(folder / "comparison.png").size == (4 + 4 * (4 * 48 + 4), 4 * 48 + 8 + 2 * 18)
     assert "Set5  x2     " in second.stdout and "student: student.pth" in second.stdout
+    drawn = (folder / "curves.png").exists()
+    assert drawn == bool(find_spec("matplotlib")) != ("pip install matplotlib" in second.stdout)
 
 
 def test_test_only_scores_and_writes_no_weights(run, images, tiny_teacher, tmp_path):
@@ -121,6 +125,24 @@ def test_an_unreadable_image_is_refused_before_training(run, images, tmp_path):
     (folder / "broken.png").write_bytes(b"not an image")
     assert_refused(run(train_teacher, "--data_dir", folder), "photos/broken.png", "cannot be read")
     assert [p.name for p in tmp_path.iterdir()] == ["photos"]
+
+
+def test_a_run_is_logged_for_tensorboard(run, images, tiny_teacher, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    process = run(distillation, *student_flags(images, tiny_teacher), "--tensorboard", "--scale=2")
+    assert process.returncode == 0, process.stderr
+    folder = tmp_path / "runs/distillation"
+    log = EventAccumulator(str(folder / "tensorboard"))
+    log.Reload()
+    results, metrics = read(folder)
+    for tag, name in (("loss/student", "student"), ("loss/L_adv", "L_adv")):
+        assert [e.value for e in log.Scalars(tag)] == pytest.approx([m[name] for m in metrics], rel=1e-6)
+    assert [e.value for e in log.Scalars("PSNR/x2")] == pytest.approx([m["psnr"]["2"] for m in metrics], rel=1e-6)
+    student = results["results"]["Set5"]["2"]["student"]["psnr"]
+    assert log.Scalars("Set5 x2/student")[0].value == pytest.approx(student, rel=1e-6)
+    assert {"samples", "comparison"} <= set(log.Tags()["images"])
 
 
 @pytest.mark.parametrize("grow_init", ["random", "identity"])
