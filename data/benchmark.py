@@ -26,6 +26,7 @@ from tqdm import tqdm
 from bicubic import imresize
 from data.images import (BUNDLED, BUNDLED_TEST, HELD_OUT, bundled_photographs, held_out_images, list_images, luma,
                          read_image)
+from data.download import download_command
 from models.tiles import run_tiled, self_ensemble
 from utils import InputError
 
@@ -68,6 +69,7 @@ def choose_sets(data_dir, names=None):
             raise InputError(
                 f"{data_dir}: no images of the set {name}; expected {data_dir}/benchmark/{name}/HR/*.png|jpg "
                 f"(or {data_dir}/{name}/; the name {BUNDLED} stands for scikit-image's photographs)"
+                + (f"; to fetch it: {download_command('benchmark', data_dir)}" if name in KNOWN_SETS else "")
             )
     found = {name: paths for name, paths in found.items() if paths}
     return found or {BUNDLED: set_paths(data_dir, BUNDLED)}

@@ -35,7 +35,6 @@ import math
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
-from torchvision.utils import make_grid
 
 import parallel
 from bicubic import imresize
@@ -209,6 +208,8 @@ def dead_leaves_source(args, teacher):
 
 def main(args):
     """Four rows of luma and four of colour, 48x48 pixels each, enlarged twice."""
+    from torchvision.utils import make_grid  # here, not for every run: it takes seconds
+
     rows = [dead_leaves(48, 48, channels, random_stream(args.seed, "sheet", channels), "cpu").expand(-1, 3, -1, -1)
             for channels in (1, 3)]
     grid = make_grid(interpolate(torch.cat(rows), scale_factor=2.0, mode="nearest"), nrow=12, padding=4, pad_value=1)

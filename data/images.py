@@ -61,9 +61,12 @@ def find_training_images(data_dir, without_held_out=False):
         return bundled_photographs(BUNDLED_TRAIN)
     paths = list_images(Path(data_dir) / "train291") or list_images(data_dir)
     if not paths:
+        from data.download import download_command  # which imports this module
+
         raise InputError(
             f"{data_dir}: no training images; expected {data_dir}/train291/*.png|jpg, or images directly in "
-            f"{data_dir} (or try --data_dir {BUNDLED}: the pictures that scikit-image ships)"
+            f"{data_dir}; to fetch them: {download_command('train291', data_dir)} (or try --data_dir {BUNDLED}: the "
+            "pictures that scikit-image ships)"
         )
     return [path for i, path in enumerate(paths) if not (without_held_out and i % 14 == 13)]
 

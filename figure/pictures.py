@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import avg_pool2d, interpolate
-from torchvision.utils import make_grid
 
 from utils import write_atomically
 
@@ -37,6 +36,8 @@ def _label(canvas, position, text):
 
 def save_epoch_samples(path, batches):
     """A strip of the first images of every batch (B, C, H, W) in [0, 1], enlarged to one size."""
+    from torchvision.utils import make_grid  # here: it takes seconds, which not every command need wait for
+
     side = _SAMPLE * max(batch.shape[-1] for batch in batches)
     images = torch.cat([interpolate(batch[:_EACH].float(), side, mode="nearest") for batch in batches])
     grid = make_grid(images, nrow=len(images), padding=_GAP, pad_value=1)

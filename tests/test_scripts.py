@@ -112,8 +112,9 @@ def test_unknown_flags_and_missing_files_are_refused(run, run_process, images, t
     assert_refused(run(distillation, "--inc_num=5"), "--inc_num", "invalid choice: 5")
     assert_refused(run(distillation), "teacher.pth", "train_teacher.py")
     assert_refused(run(distillation, "--test_only", "--pretrained", tiny_teacher), "--student")
-    assert_refused(run(distillation, "--pretrained", tiny_teacher, "--data_test=Set14"), "datasets", "Set14/HR")
-    assert_refused(run_process("train_teacher.py"), "datasets/train291")
+    assert_refused(run(distillation, "--pretrained", tiny_teacher, "--data_test=Set14"), "datasets", "Set14/HR",
+                   "python -m data.download benchmark --to datasets")
+    assert_refused(run_process("train_teacher.py"), "datasets/train291", "python -m data.download train291")
     assert_refused(run(train_teacher, "--device=tpu"), "--device tpu")
     assert_refused(run(train_teacher, "--arch=edsr", "--data_dir", images), "--scale 0", "--scale 2")
     assert not list(tmp_path.iterdir())
