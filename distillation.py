@@ -25,6 +25,7 @@ from data.sources import Generators, folder_source, lr_size, network_input, nois
 from data.table import format_table, paper_scores
 from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
 from models import ARCHITECTURES
+from models.export import export_student
 from models.pair import load_networks, new_student, student_config
 from options import Parser, add_shared_flags, count, positive, settle_shared_flags, weight, whole
 from run import Run
@@ -54,6 +55,7 @@ def parse_arguments(argv=None):
         help="other defaults. fast: dead_leaves, adam, cosine, 90 epochs of 20 rounds")
     add("--pretrained", metavar="CHECKPOINT", default="teacher.pth", help="the teacher")
     add("--student", metavar="CHECKPOINT", help="the student to score with --test_only")
+    add("--export", metavar="FILE", help="write the --student of --test_only to this file, .onnx or .pt2")
     add("--model", metavar="FILE.py", help="a file that defines teacher() and student() of one's own (see the README)")
     add("--arch", choices=tuple(ARCHITECTURES), help="refuse a teacher of another architecture")
     add("--n_resblocks", type=count, help="the student's body blocks (default: the teacher's)")
@@ -258,6 +260,8 @@ def check(args, teacher, scales):
 
 def main(args):
     settle_shared_flags(args, "demo" if args.demo else "distillation", "student.pth")
+    if args.export is not None:
+        return export_student(args)
     teacher, student = load_networks(args)
     scales = choose_scales(args.scale, teacher, args.pretrained)
     args.loss_type = args.loss_type or ("MSE" if teacher.upscaled_input else "L1")
