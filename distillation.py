@@ -79,7 +79,7 @@ def parse_arguments(argv=None):
     add("--inc_step", type=whole, default=0, help="epochs a stage")
     add("--grow_init", choices=("random", "identity"), default="random", help="how added blocks start")
     given = parser.parse_known_args(argv)[0]
-    parser.set_defaults(**RECIPES[given.recipe], **(DEMO if given.demo else {}))
+    parser.set_defaults(**{**RECIPES[given.recipe], **(DEMO if given.demo else {})})
     return parser.parse_args(argv)
 
 

@@ -1,5 +1,7 @@
 """A convolution and its ReLU as one operation."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 
@@ -27,8 +29,20 @@ class _ConvReLU(torch.autograd.Function):
             gradient, x, weight, sizes, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, ctx.needs_input_grad)
 
 
+@lru_cache(maxsize=None)
+def _fuses(device):
+    """Whether cuDNN has the fused kernel there in fp16: tried once."""
+    x = torch.zeros(1, 8, 8, 8, dtype=torch.float16, device=device)
+    try:
+        torch.cudnn_convolution_relu(x, x.new_zeros(8, 8, 3, 3), None, (1, 1), (1, 1), (1, 1), 1)
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
 def conv_relu(x, conv):
     """relu(conv(x)) for a 3x3 convolution `conv` with padding 1; in fp16 on NVIDIA GPUs as one kernel."""
-    if x.is_cuda and x.dtype == torch.float16 and torch.version.cuda:
+    suits = x.is_cuda and x.dtype == torch.float16 and conv.in_channels % 8 == conv.out_channels % 8 == 0
+    if suits and _fuses(x.device):
         return _ConvReLU.apply(x, conv.weight, conv.bias)
     return F.relu(conv(x), inplace=True)

@@ -255,6 +255,8 @@ def test_recipes_are_defaults_that_flags_override():
     assert (fast.source, fast.optimizer, fast.schedule, fast.iter, fast.stu_step) == (
         "dead_leaves", "adam", "cosine", 7, 50)
     assert vars(parse_arguments(["--recipe=paper"])) == vars(parse_arguments([]))
+    demo = parse_arguments(["--recipe=fast", "--demo"])
+    assert (demo.source, demo.nEpochs, demo.batchSize) == ("dead_leaves", 5, 4)
 
 
 @pytest.mark.parametrize("arch, shape", [("vdsr", (2, 1, 32, 32)), ("edsr", (2, 3, 16, 16))])
