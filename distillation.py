@@ -7,6 +7,7 @@ Zhang et al., "Data-Free Knowledge Distillation for Image Super-Resolution", CVP
         --latent=256 --lr_G=1e-5 --model_type=half --nEpochs=80 --pretrained=teacher.pth
     python distillation.py --recipe=fast --pretrained=teacher.pth        # from dead leaves images
     python distillation.py --test_only --pretrained=teacher.pth --student=student.pth
+    python distillation.py --test_only --student=student.pth --images photo.jpg folder --scale=3 --save_images=out
 
 A generator for each scale draws LR images. The student learns to give what the teacher gives on them; the
 generators learn to draw images that the teacher reconstructs and on which the student is still wrong.
@@ -23,6 +24,7 @@ from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_valida
 from data.dead_leaves import dead_leaves_source
 from data.sources import Generators, folder_source, lr_size, network_input, noise_source
 from data.table import format_table, paper_scores
+from data.upscale import upscale_command
 from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
 from models import ARCHITECTURES
 from models.export import export_student
@@ -32,7 +34,7 @@ from run import Run
 from training import DTYPES, Learner, decay, distance, frozen, lowered, make_optimizer, recorded
 from utils import InputError, fingerprint, run_script, save_model, seed_everything, stream_seed
 
-# The defaults are the paper's command. "fast" is this project's own: no generator, but dead leaves images.
+# The defaults are the paper's command; "fast" is this project's own.
 RECIPES = {
     "paper": {},
     "fast": dict(source="dead_leaves", optimizer="adam", schedule="cosine", nEpochs=90, iter=20),
@@ -56,6 +58,8 @@ def parse_arguments(argv=None):
     add("--pretrained", metavar="CHECKPOINT", default="teacher.pth", help="the teacher")
     add("--student", metavar="CHECKPOINT", help="the student to score with --test_only")
     add("--export", metavar="FILE", help="write the --student of --test_only to this file, .onnx or .pt2")
+    add("--images", nargs="+", metavar="IMAGE", help="with --test_only: upscale these, files and folders, by --student")
+    add("--save_images", metavar="FOLDER", help="where --images puts NAME.png")
     add("--model", metavar="FILE.py", help="a file that defines teacher() and student() of one's own (see the README)")
     add("--arch", choices=tuple(ARCHITECTURES), help="refuse a teacher of another architecture")
     add("--n_resblocks", type=count, help="the student's body blocks (default: the teacher's)")
@@ -259,6 +263,8 @@ def check(args, teacher, scales):
 
 
 def main(args):
+    if args.images or args.save_images is not None:
+        return upscale_command(args)
     settle_shared_flags(args, "demo" if args.demo else "distillation", "student.pth")
     if args.export is not None:
         return export_student(args)
