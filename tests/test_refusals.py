@@ -86,7 +86,8 @@ def test_options_of_the_teachers_script(run, images, tmp_path, flags, word):
     ("--ge_type=LN", "--ge_type"), ("--inc_num=4", "--inc_num"), ("--inc_num=9", "--inc_num 9: the student has only 6"),
     ("--inc_num=2", "--inc_step 0"), ("--inc_num=3 --inc_step=1", "--inc_step 1"), ("--inc_step=-1", "--inc_step"),
     ("--grow_init=zero", "--grow_init"), ("--source=dreams", "--source"), ("--student=s.pth", "--student"),
-    ("--test_only", "--student"), ("--arch=edsr", "--arch edsr"), ("--n_feats=0", "--n_feats"), ("--pretrained=nowhere.pth", "nowhere.pth"),
+    ("--test_only", "--student"), ("--arch=edsr", "--arch edsr"), ("--n_feats=0", "--n_feats"),
+    ("--pretrained=nowhere.pth", "nowhere.pth"),
     ("--source=folder --data_dir=nowhere --data_test=skimage", "nowhere"),
 ])
 def test_options_of_the_distillation(run, images, tiny_teacher, tmp_path, flags, word):
