@@ -33,7 +33,6 @@ from data.images import EXTENSIONS, list_images
 from models.load import load_model
 from models.own import own_network
 from models.tiles import reach, self_ensemble, widest
-from options import set_up_device
 from utils import InputError, choose_device, write_atomically
 
 # Values in the largest feature map of a tile: 128 MB in float32, of which the CPU holds about four at a time.
@@ -291,7 +290,8 @@ def upscale_command(args):
     if not (args.test_only and args.student):
         raise InputError("--images: goes with --test_only, and --student names the network that upscales")
     args.device = choose_device(args.device)
-    set_up_device(args)
+    if args.threads:  # and no set_up_cpu: memory that is kept would be twice as much for large images
+        torch.set_num_threads(args.threads)
     paths = find_inputs(args.images)
     model = (own_network(args.model, "student", args.student).to(args.device) if args.model
              else load_model(args.student, args.device, args.res_scale))
