@@ -26,9 +26,10 @@ DISTIL = ["--stu_step=1", "--input_size=32", "--latent=4"]
 @pytest.fixture
 def folder(tmp_path, images):
     """What the commands expect to find: images, tiny networks, the ESPCN."""
-    (tmp_path / "datasets").symlink_to(images)
-    (tmp_path / "datasets/benchmark/Set14").exists() or (images / "benchmark/Set14").symlink_to(
-        images / "benchmark/Set5")
+    (tmp_path / "datasets/benchmark").mkdir(parents=True)
+    for name, source in (("train291", "train291"), ("benchmark/Set5", "benchmark/Set5"),
+                         ("benchmark/Set14", "benchmark/Set5")):
+        (tmp_path / "datasets" / name).symlink_to(images / source)
     torch.manual_seed(0)
     save_model(VDSR(18, 4), tmp_path / "teacher.pth")
     save_model(VDSR(18, 2), tmp_path / "student.pth")
