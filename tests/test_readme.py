@@ -58,7 +58,7 @@ def test_train_teacher(run, folder, command):
     assert process.returncode == 0, process.stderr
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "distillation.py" in c and "--demo" not in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "distillation.py" in c])
 def test_distillation(run, folder, images, command):
     flags = arguments(command)
     flags = flags[flags.index("distillation.py") + 1:]
