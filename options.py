@@ -73,7 +73,8 @@ def add_shared_flags(parser):
         help="go on from this checkpoint.pth; auto: from the newest in --save_dir, if any")
     add("--checkpoint_every", type=positive, default=5, metavar="MINUTES", help="besides after every epoch")
     add("--threads", type=number(int, 0, 1024), default=0, help="CPU threads; 0: as many as cores")
-    add("--val_dataset", help="set scored after each epoch (default: Set5)")
+    add("--val_dataset", help="set scored after each epoch (default: Set5); held_out: twenty training "
+        "images, which are not trained on then")
     add("--data_test", metavar="A+B", help="sets scored at the end (default: all that are found)")
     add("--self_ensemble", action="store_true", help="score the mean of outputs over eight flips and turns")
     add("--data_dir", "--tmp_data_dir", default="datasets", help="folder of the image sets")
@@ -145,7 +146,7 @@ def check_places(args):
             raise InputError(f"{flag} {getattr(args, flag[2:])}: {standing} is a file, not a folder")
     if output.is_dir():
         raise InputError(f"--output {args.output}: is a folder")
-    probe = output.with_name(output.name + ".part")
+    probe = output.with_name(f"{output.name}.{os.getpid()}.part")  # one of its own for each of several processes
     if output.parent.is_dir():
         try:
             probe.touch()

@@ -82,4 +82,4 @@ def distributed(network):
     """`network` as one whose gradients are means over the processes; itself where there is one process."""
     if world() == 1:
         return network
-    return torch.nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+    return torch.nn.parallel.DistributedDataParallel(network)

@@ -66,6 +66,7 @@ def run_script(main, args):
     which = f" (process {parallel.rank()})" if parallel.world() > 1 else ""
     print(f"{Path(sys.argv[0]).name}{which}: {line}", file=sys.stderr, flush=True)
     if parallel.world() > 1:
+        sys.stdout.flush()
         os._exit(code)  # sys.exit would wait for the other processes
     sys.exit(code)
 

@@ -29,6 +29,13 @@ def start_all(count, script, flags, folder):
     return processes
 
 
+def wait_for(path, processes):
+    """Until there is such a file, or a process has ended that should have made it."""
+    while not path.exists():
+        assert all(process.is_alive() for process in processes)
+        time.sleep(0.02)
+
+
 def assert_close(a, b, tolerance=1e-5):
     a, b = load_model(a).state_dict(), load_model(b).state_dict()
     for name in a:
@@ -69,11 +76,10 @@ def test_processes_end_where_one_does(images, tiny_teacher, tmp_path, count, scr
 
 def test_processes_stop_and_go_on_together(images, tiny_teacher, tmp_path):
     """SIGTERM to one ends all after the same round; resumed by one process the run ends as if it never stopped."""
-    flags = (*student_flags(images, tiny_teacher), "--nEpochs=2", "--iter=40", "--batchSize=3", "--lr=1e-4")
+    flags = (*student_flags(images, tiny_teacher), "--nEpochs=2", "--iter=200", "--batchSize=3", "--lr=1e-4")
     processes = start_all(2, "distillation.py", (*flags, "--save_dir=run"), tmp_path)
-    while not (tmp_path / "run/metrics.jsonl").exists():
-        time.sleep(0.02)
-    time.sleep(0.3)
+    wait_for(tmp_path / "run/metrics.jsonl", processes)
+    time.sleep(0.1)
     processes[1].terminate()
     assert [finish(process) for process in processes] == [128 + signal.SIGTERM] * 2
     assert "--resume=auto" in (tmp_path / "0/stderr").read_text()
@@ -86,8 +92,7 @@ def test_processes_stop_and_go_on_together(images, tiny_teacher, tmp_path):
 def test_a_process_that_dies_ends_the_others(images, tiny_teacher, tmp_path):
     flags = (*student_flags(images, tiny_teacher), "--nEpochs=50", "--iter=1000")
     processes = start_all(2, "distillation.py", flags, tmp_path)
-    while not (tmp_path / "runs/distillation/metrics.jsonl").exists():
-        time.sleep(0.02)
+    wait_for(tmp_path / "runs/distillation/metrics.jsonl", processes)
     processes[1].kill()
     assert finish(processes[0]) == 4
     (line,) = [line for line in (tmp_path / "0/stderr").read_text().splitlines() if "error" in line]

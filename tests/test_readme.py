@@ -91,6 +91,14 @@ def test_the_other_modules_take_their_flags(tmp_path, monkeypatch):
     assert found >= 3
 
 
+def test_the_flags_are_all_there():
+    text = README[README.index("## Flags"):README.index("## Differences")]
+    for script in (train_teacher, distillation):
+        for flag in vars(script.parse_arguments([])):
+            spelled = {"start_epoch": "start-epoch", "weight_decay": "weight-decay"}.get(flag, flag)
+            assert f"--{spelled}" in text, flag
+
+
 def test_the_layout_names_what_is_there():
     layout = re.search(r"## Layout\n\n(.*?)\n\n", README, re.S)[1]
     names = set(re.findall(r"(?<![\w-])([a-z_]+(?:\.py|/))", layout))
