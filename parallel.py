@@ -6,6 +6,7 @@ torchrun everything here does nothing.
 """
 
 import os
+import warnings
 from datetime import timedelta
 
 import torch
@@ -82,4 +83,6 @@ def distributed(network):
     """`network` as one whose gradients are means over the processes; itself where there is one process."""
     if world() == 1:
         return network
-    return torch.nn.parallel.DistributedDataParallel(network)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer versions call broadcast_buffers something else
+        return torch.nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
