@@ -53,8 +53,7 @@ def parse_arguments(argv=None):
     parser.set_defaults(model_type="half", nEpochs=80, iter=120)
     add = parser.add_argument
     add("--demo", action="store_true", help="a small example that needs no files and no GPU")
-    add("--recipe", choices=tuple(RECIPES), default="paper",
-        help="other defaults. fast: dead_leaves, adam, cosine, 90 epochs of 20 rounds")
+    add("--recipe", choices=tuple(RECIPES), default="paper", help="other defaults: fast distils from dead leaves")
     add("--pretrained", metavar="CHECKPOINT", default="teacher.pth", help="the teacher")
     add("--student", metavar="CHECKPOINT", help="the student to score with --test_only")
     add("--export", metavar="FILE", help="write the --student of --test_only to this file, .onnx or .pt2")
@@ -68,8 +67,8 @@ def parse_arguments(argv=None):
     add("--source", choices=("generator", "noise", "folder", "dead_leaves", "dead_leaves+generator"),
         default="generator", help="of student inputs: the paper's generators, noise, the real images of --data_dir, "
         "dead leaves images, or these and generated ones in turn")
-    add("--noise", choices=("uniform", "normal"), default="uniform", help="its distribution, for --source=noise")
-    add("--noise_at", choices=("lr", "hr"), default="lr", help="the size at which noise is drawn")
+    add("--noise", choices=("uniform", "normal"), default="uniform", help="distribution of --source=noise")
+    add("--noise_at", choices=("lr", "hr"), default="lr", help="the size at which it is drawn")
     add("--input_size", type=count, default=48, help="side of the student's inputs, in HR pixels")
     add("--stu_step", type=count, default=50, help="student steps a round")
     add("--latent", type=count, default=256, help="length of the latent vector")
