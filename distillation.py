@@ -35,10 +35,8 @@ from training import DTYPES, Learner, decay, distance, frozen, lowered, make_opt
 from utils import InputError, fingerprint, run_script, save_model, seed_everything, stream_seed
 
 # The defaults are the paper's command; "fast" is this project's own.
-RECIPES = {
-    "paper": {},
-    "fast": dict(source="dead_leaves", optimizer="adam", schedule="cosine", nEpochs=90, iter=20),
-}
+FAST = dict(source="dead_leaves", optimizer="adam", schedule="cosine", nEpochs=90, iter=20)
+RECIPES = {"paper": {}, "fast": FAST}
 # --demo: a small teacher (how it was trained is in the README) and settings for minutes on a CPU.
 DEMO = dict(
     pretrained=str(Path(__file__).parent / "models" / "demo_teacher.pth"), output="runs/demo/student.pth",

@@ -52,8 +52,10 @@ def lowered(network, dtype):
 def frozen(network):
     """While it lasts, no gradient goes to the network's weights; through the network it does."""
     network.requires_grad_(False)
-    yield
-    network.requires_grad_(True)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
 
 
 def make_optimizer(args, parameters):
