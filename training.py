@@ -8,6 +8,7 @@ what was not finite are tensors on the device. The same steps, unrecorded, serve
 import contextlib
 import copy
 import math
+import warnings
 
 import torch
 from torch import nn
@@ -73,6 +74,8 @@ def make_optimizer(args, parameters):
 def adam(parameters, weight_decay=0.0):
     """Adam that can be recorded in a CUDA graph."""
     parameters = list(parameters)
+    # Its first steps run unrecorded, of which PyTorch warns.
+    warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
     return torch.optim.Adam(parameters, weight_decay=weight_decay, fused=True, capturable=parameters[0].is_cuda)
 
 

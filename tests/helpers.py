@@ -1,4 +1,4 @@
-"""Running the scripts, flags of tiny runs, and what tests ask of the runs they made."""
+"""Running the scripts, flags of tiny runs, what tests ask of the runs they made, and small images."""
 
 import json
 import multiprocessing
@@ -6,14 +6,19 @@ import os
 import sys
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import ImageCms
 
 import distillation
 import run
 import train_teacher
 import utils
+from bicubic import imresize
+from models import VDSR
 from models.load import load_model
 
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 TINY = ("--batchSize=2", "--iter=2", "--device=cpu", "--threads=1")
 
 
@@ -87,3 +92,22 @@ def finish(process):
     """Its exit code: negative where a signal killed it."""
     process.join(120)
     return process.exitcode
+
+
+def pixels(rows, columns, channels=3, dtype=np.uint8):
+    """Noise (rows, columns, channels) of that type."""
+    noise = np.random.default_rng(rows)
+    return noise.integers(0, np.iinfo(dtype).max, (rows, columns, channels), dtype=dtype, endpoint=True)
+
+
+def resized(image, scale):
+    """An array (H, W, C) by bicubic, as 8 bits."""
+    planes = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)
+    return imresize(planes, scale).round().clamp(0, 255).permute(1, 2, 0).numpy().astype(np.uint8)
+
+
+def bicubic_network():
+    """A VDSR that adds nothing to its input."""
+    model = VDSR(1, 2)
+    model.tail.weight.data.zero_()
+    return model

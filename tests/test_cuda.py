@@ -1,6 +1,7 @@
 """What only a GPU can show; skipped where there is none."""
 
 import copy
+import os
 import signal
 
 import pytest
@@ -20,6 +21,17 @@ from tests.helpers import read, student_flags, weights_equal
 from training import DTYPES, Learner, Recorded, adam, distance, lowered
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once; deterministic products need it
+
+
+@pytest.fixture
+def deterministic():
+    """While it lasts, only algorithms that give the same bits every time."""
+    benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = benchmark
 
 
 def test_imresize_replays_in_a_cuda_graph():
@@ -101,12 +113,9 @@ def test_recorded_steps_in_any_precision_follow_the_plain_ones(precision, error,
     assert all(p.dtype == torch.float32 for network in networks for p in network.parameters())
 
 
-def test_recording_changes_no_bit():
+def test_recording_changes_no_bit(deterministic):
     args = settings(torch.device("cuda"), "fp32", False, 4)
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
     (losses, networks), (again, others) = (both_phases(args, 8, record) for record in (False, True))
-    torch.use_deterministic_algorithms(False)
     assert torch.equal(losses, again)
     for network, other in zip(networks, others):
         assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters()))
@@ -121,7 +130,7 @@ def test_a_graph_for_every_shape_of_input():
     assert len(double.graphs) == 2
 
 
-def test_a_deterministic_run_resumes_bit_for_bit(run, monkeypatch, images, tiny_teacher):
+def test_a_deterministic_run_resumes_bit_for_bit(run, monkeypatch, images, tiny_teacher, deterministic):
     flags = (*student_flags(images, tiny_teacher), "--device=cuda", "--deterministic", "--inc_num=2", "--inc_step=1")
     assert run(distillation, *flags, "--save_dir=whole", "--output=whole.pth").returncode == 0
     done = Run.done
@@ -136,7 +145,6 @@ def test_a_deterministic_run_resumes_bit_for_bit(run, monkeypatch, images, tiny_
         assert run(distillation, *flags, "--save_dir=part", "--output=part.pth").returncode == 143
     assert run(distillation, *flags, "--save_dir=part", "--output=part.pth", "--resume=auto").returncode == 0
     assert weights_equal("whole.pth", "part.pth")
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("source", ["generator", "noise", "folder"])
