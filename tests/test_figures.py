@@ -1,17 +1,20 @@
 """Curves, the table beside the paper's, and the picture of the method, through matplotlib's figure objects."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import distillation
 import train_teacher
-from figure import framework, plots, table
+from figure import ablation, framework, plots, table
 from figure.plots import COLOURS
 from run import MAY_CHANGE
 from utils import InputError
@@ -196,6 +199,7 @@ def test_markdown(folder):
 
 @pytest.mark.parametrize("script, flags", [
     (distillation, ["--source=noise", "--deterministic", "--start-epoch=3", "--wd=0.5", "--pretrained=a/b.pth"]),
+    (distillation, ["--recipe=fast", "--demo", "--iter=3"]),
     (train_teacher, ["--model_type=half", "--n_feats=32", "--lr=0.2"])])
 def test_the_command_gives_the_settings_back(script, flags):
     args = vars(script.parse_arguments([*flags, "--save_dir=x", "--threads=1"]))
@@ -238,6 +242,46 @@ def test_the_table_is_written(matplotlib, tmp_path):
     table.main(table.parse_arguments(["--results", str(tmp_path / "results"), "--output", str(tmp_path)]))
     assert (tmp_path / "table1.md").read_text().count("not measured<br>") == 72
     assert Image.open(tmp_path / "Table1.png").width == 1200
+
+
+# ---- the tables of smaller experiments, and the script that fills all of them ----------------------
+
+
+def test_rows_are_means_over_seeds(tmp_path):
+    (tmp_path / "ablation").mkdir()
+    for name, *psnr in (("both_1", 36.0, 33.0), ("both_2", 36.4, 33.0), ("inc_num_3_1", 35.0)):
+        seed = f"--seed={name[-1]}"
+        content = results("student", *((p, 0.9) for p in psnr), args=arguments(distillation, seed), student_steps=2000)
+        (tmp_path / "ablation" / f"{name}.json").write_text(json.dumps(content))
+    ablation.main(ablation.parse_arguments(["--results", str(tmp_path), "--output", str(tmp_path)]))
+    text = (tmp_path / "ablation.md").read_text()
+    assert text.startswith("PSNR in dB on Set5,") and "measured on a GPU." in text
+    assert [line.split(" | ")[:7] for line in text.splitlines()[4:]] == [
+        ["| both", "36.20 ± 0.20", "33.00 ± 0.00", "not measured", "2", "2,000", "3.1 h"],
+        ["| inc_num_3", "35.00", "not measured", "not measured", "1", "2,000", "3.1 h"]]
+    assert "--seed" not in text.split("both")[1].splitlines()[0]
+    assert (tmp_path / "edsr.md").read_text().startswith("Not measured yet")
+
+
+def test_reproduce_goes_on_where_it_stopped(images, tiny_teacher, tmp_path):
+    """One experiment at tiny size; done, it is not run again; without time the next is not begun."""
+    flags = "--nEpochs=1 --iter=1 --stu_step=1 --batchSize=2 --data_test=Set5 --device=cpu --threads=1"
+    places = {name: str(tmp_path / name.lower()) for name in ("OUT", "RESULTS", "TABLES")}
+    environment = os.environ | places | {"DATA": str(images), "TEACHER": str(tiny_teacher), "FLAGS": flags}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+    def reproduce(*arguments):
+        done = subprocess.run([Path(table.__file__).parent / "reproduce.sh", *arguments], env=environment,
+                              capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "== noise" in reproduce("5", "noise")
+    args = json.loads((tmp_path / "results/noise.json").read_text())["args"]
+    assert (args["source"], args["lr_G"], args["nEpochs"]) == ("noise", 1e-5, 1)
+    assert "- Noise: not measured" not in (tmp_path / "tables/table1.md").read_text()
+    again = reproduce("0", "noise", "ablation/both_1")
+    assert "noise" not in again and "out of time before ablation/both_1" in again
 
 
 # ---- the method's picture --------------------------------------------------------------------------
