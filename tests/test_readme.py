@@ -68,7 +68,7 @@ def test_distillation(run, folder, images, command):
     if "--input_size=96" in command:
         save_model(EDSR(2, 4, scale=2), folder / "teacher.pth")
     if "--images" in command:
-        pytest.skip("tests/test_upscale.py runs it")
+        pytest.skip("tests/test_images.py runs it")
     if "--export" in command:
         pytest.skip("tests/test_export.py runs it")
     if "vdsr_public" in command:
