@@ -108,7 +108,10 @@ def command(args):
         if name in MAY_CHANGE - {"pretrained"} or value is None or value == defaults.get(name):
             continue
         flag = {"weight_decay": "wd", "start_epoch": "start-epoch"}.get(name, name)
-        value = Path(value).name if name == "pretrained" else value
+        if name == "pretrained":
+            value = Path(value).name
+            if value == Path(str(defaults[name])).name:
+                continue
         if value is not False:
             flags.append(f"--{flag}" if value is True else f"--{flag}={value}")
     return " ".join(["python", Path(script.__file__).name, *flags])

@@ -16,7 +16,7 @@ from tests.helpers import Outcome, no_curves
 from utils import save_model
 
 ROOT = Path(__file__).parent.parent
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the networks are tiny, and tests run side by side
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import torch
 import data.download
 import distillation
 import figure.ablation
+import figure.plots
 import figure.table
 import train_teacher
 from models import EDSR, VDSR
