@@ -20,8 +20,9 @@ from utils import NotFinite
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Of the loss in fp16. Summed losses have large gradients, which overflow in the first steps unless they are
-# scaled down; later the scale grows back to 1, doubling in a thousand steps.
-_FIRST_SCALE, _LEAST_SCALE, _GROWTH = 2.0**-8, 2.0**-24, 2.0 ** (1 / 1000)
+# scaled down; then the scale grows back to 1, doubling in a hundred steps, lest the small gradients of a student
+# that is nearly right are rounded off.
+_FIRST_SCALE, _LEAST_SCALE, _GROWTH = 2.0**-8, 2.0**-24, 2.0 ** (1 / 100)
 
 
 def distance(loss_type):
