@@ -12,7 +12,6 @@ from data.images import find_training_images, luma, read_image
 from data.patches import TrainingPatches
 from data.table import format_table, paper_scores
 from models import EDSR, VDSR
-from models.load import load_model
 from utils import InputError
 
 
@@ -280,27 +279,3 @@ def test_the_held_out_images_are_twenty_of_291_and_not_trained_on(tmp_path):
     assert len(held_out) == 20 and len(trained) == 271 and not set(held_out) & set(trained)
     assert [path.stem for path in held_out[:3]] == ["013", "027", "041"]
     assert len(find_training_images(tmp_path)) == 291
-
-
-BICUBIC_OF_TABLE_1 = {
-    "Set5": {2: (33.69, 0.9308), 3: (30.41, 0.8692), 4: (28.43, 0.8114)},
-    "Set14": {2: (30.34, 0.8701), 3: (27.64, 0.7757), 4: (26.10, 0.7044)},
-}
-
-
-@pytest.mark.parametrize("name", ["Set5", "Set14"])
-def test_protocol_gives_the_bicubic_column_of_table_1(datasets, name):
-    images = [read_image(path) for path in set_paths(datasets, name)]
-    assert len(images) == {"Set5": 5, "Set14": 14}[name]
-    for scale, expected in BICUBIC_OF_TABLE_1[name].items():
-        pairs = [prepare(image, scale) for image in images]
-        scores = [score(pair.bicubic[0].numpy(), pair.hr, scale) for pair in pairs]
-        assert np.mean([s["psnr"] for s in scores]) == pytest.approx(expected[0], abs=0.005)
-        assert np.mean([s["ssim"] for s in scores]) == pytest.approx(expected[1], abs=0.00005)
-
-
-def test_protocol_gives_the_public_teachers_scores(datasets, public_teacher):
-    benchmarks = Benchmarks(choose_sets(datasets, "Set5"), (2, 3, 4), "cpu")
-    psnr = benchmarks.psnr(load_model(public_teacher))
-    # 37.65 / 33.77 / 31.45 when cut to two places
-    assert psnr == pytest.approx({"2": 37.656, "3": 33.776, "4": 31.456}, abs=0.005)

@@ -35,6 +35,7 @@ def folder(tmp_path, images):
     save_model(VDSR(18, 4), tmp_path / "teacher.pth")
     save_model(VDSR(18, 2), tmp_path / "student.pth")
     (tmp_path / "models").mkdir()
+    save_model(VDSR(18, 2), tmp_path / "models/vdsr_half.pth")
     return tmp_path
 
 

@@ -1,0 +1,37 @@
+"""Scores on real images by which the evaluation protocol is pinned; they need $SR_DATASETS."""
+
+import numpy as np
+import pytest
+
+from data.benchmark import Benchmarks, choose_sets, prepare, score, set_paths
+from data.images import read_image
+from models.load import load_model
+from tests.conftest import ROOT
+
+BICUBIC_OF_TABLE_1 = {
+    "Set5": {2: (33.69, 0.9308), 3: (30.41, 0.8692), 4: (28.43, 0.8114)},
+    "Set14": {2: (30.34, 0.8701), 3: (27.64, 0.7757), 4: (26.10, 0.7044)},
+}
+
+
+@pytest.mark.parametrize("name", ["Set5", "Set14"])
+def test_bicubic_has_its_column_of_table_1(datasets, name):
+    images = [read_image(path) for path in set_paths(datasets, name)]
+    assert len(images) == {"Set5": 5, "Set14": 14}[name]
+    for scale, expected in BICUBIC_OF_TABLE_1[name].items():
+        pairs = [prepare(image, scale) for image in images]
+        scores = [score(pair.bicubic[0].numpy(), pair.hr, scale) for pair in pairs]
+        assert np.mean([s["psnr"] for s in scores]) == pytest.approx(expected[0], abs=0.005)
+        assert np.mean([s["ssim"] for s in scores]) == pytest.approx(expected[1], abs=0.00005)
+
+
+def test_the_public_teacher(datasets, public_teacher):
+    benchmarks = Benchmarks(choose_sets(datasets, "Set5"), (2, 3, 4), "cpu")
+    psnr = benchmarks.psnr(load_model(public_teacher))
+    # 37.65 / 33.77 / 31.45 when cut to two places
+    assert psnr == pytest.approx({"2": 37.656, "3": 33.776, "4": 31.456}, abs=0.005)
+
+
+def test_the_committed_student(datasets):
+    psnr = Benchmarks(choose_sets(datasets, "Set5"), (2, 3, 4), "cpu").psnr(load_model(ROOT / "models/vdsr_half.pth"))
+    assert psnr == pytest.approx({"2": 36.946, "3": 32.907, "4": 30.524}, abs=0.005)  # as the README says
