@@ -29,7 +29,7 @@ def folder(tmp_path, images):
     """What the commands expect to find: images, tiny networks, the ESPCN."""
     (tmp_path / "datasets/benchmark").mkdir(parents=True)
     for name, source in (("train291", "train291"), ("benchmark/Set5", "benchmark/Set5"),
-                         ("benchmark/Set14", "benchmark/Set5")):
+                         ("benchmark/Set14", "benchmark/Set5"), ("benchmark/B100", "benchmark/Set5")):
         (tmp_path / "datasets" / name).symlink_to(images / source)
     torch.manual_seed(0)
     save_model(VDSR(18, 4), tmp_path / "teacher.pth")
