@@ -18,7 +18,9 @@ out=${OUT:-runs/reproduce} results=${RESULTS:-figure/results} data=${DATA:-datas
 teacher=${TEACHER:-$out/teacher.pth}
 mkdir -p "$out" "$results/ablation" "$results/edsr"
 
+measured= # whether there are new results
 collect() { # the tables, of what is in $results
+  [ -n "$measured" ] || return 0
   python -m figure.table --results="$results" --output="${TABLES:-figure}"
   python -m figure.ablation --results="$results" --output="${TABLES:-figure}"
 }
@@ -38,6 +40,7 @@ run() { # run NAME script flags...: unless its result is there; NAME names the r
   [ $status -eq 124 ] && { echo "out of time in $name"; stop 0; }
   [ $status -eq 0 ] || { echo "$name ended with code $status"; stop $status; }
   cp "$out/$name/results.json" "$results/$name.json"
+  measured=yes
 }
 
 distil() { # distil NAME flags...: of the VDSR teacher
