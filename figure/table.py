@@ -101,8 +101,7 @@ def duration(seconds):
 def command(args):
     """The command of results.json's "args": flags other than the defaults, of paths the file's name alone."""
     script = distillation if "source" in args else train_teacher
-    flags = [f"--{name}={args[name]}" for name in ("recipe",) if args.get(name, "paper") != "paper"]
-    flags += ["--demo"] * args.get("demo", False)
+    flags = ["--recipe=fast"] * (args.get("recipe") == "fast") + ["--demo"] * args.get("demo", False)
     defaults = vars(script.parse_arguments(flags))  # which the recipe and the demo change
     for name, value in args.items():
         if name in MAY_CHANGE - {"pretrained"} or value is None or value == defaults.get(name):
