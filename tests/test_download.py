@@ -158,11 +158,18 @@ def test_a_web_page_does_not_replace_a_part(run, tmp_path, home, begun):
 
 
 def test_ctrl_c(run, tmp_path, home, monkeypatch):
-    """The server sends a part and then, while more is waited for, SIGINT."""
+    """The server sends a part and then, while more is waited for, SIGINT; and again, should Python lose it, as it
+    does where it comes in a destructor."""
     monkeypatch.setattr(download, "CHUNK", 100)
     done = threading.Event()
     home.cut = 2000
-    home.then = lambda: (signal.pthread_kill(threading.main_thread().ident, signal.SIGINT), done.wait(60))
+
+    def interrupt():
+        while not done.is_set():
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            done.wait(5)
+
+    home.then = interrupt
     outcome = run(download, "train291")
     done.set()
     assert outcome.returncode == 130
