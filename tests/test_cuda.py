@@ -12,13 +12,11 @@ import distillation
 from bicubic import imresize
 from data.images import BUNDLED_TEST, bundled_photographs
 from data.patches import TrainingPatches
-from distillation import generator_step, make_learner, student_step
-from models import Generator, build_model
 from models.layers import conv_relu
 from run import Run
-from tests.benchmark import settings
 from tests.helpers import read, student_flags, weights_equal
-from training import DTYPES, Learner, Recorded, adam, distance, lowered
+from tests.test_recorded import both_phases, same_weights
+from training import Recorded
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once; deterministic products need it
@@ -77,48 +75,19 @@ def test_fused_convolution_and_relu_are_the_two_operations():
         assert (fused - plain).norm() < 3e-3 * plain.norm()
 
 
-def both_phases(args, steps, record, optimizer="sgd"):
-    """Losses of `steps` student and generator steps and the networks they leave, recorded as graphs or not."""
-    torch.manual_seed(0)
-    args.optimizer = optimizer
-    config = {"arch": "vdsr", "n_resblocks": 3, "n_feats": 16}
-    dtype, D = DTYPES[args.precision], distance("MSE")
-    teacher = lowered(build_model(config).cuda().requires_grad_(False), dtype)
-    student = make_learner(args, build_model({**config, "n_feats": 8}).cuda())
-    network = Generator(8, 16).cuda()
-    generator = Learner(network, adam(network.parameters()), dtype)
-    take_step = lambda x: student_step(student, teacher, x, D)
-    learn = lambda z: generator_step(generator, student, teacher, z, 2, D, 1.0, 1.0)
-    if record:
-        take_step, learn = Recorded(take_step), Recorded(learn)
-    losses, stream = [], torch.Generator("cuda").manual_seed(1)
-    for step in range(steps):
-        student.set_rate(0.01 / (1 + step))
-        generator.set_rate(1e-3)
-        losses.append(take_step(torch.rand(4, 1, 32, 32, generator=stream, device="cuda")).item())
-        losses.append(learn(torch.randn(4, 8, generator=stream, device="cuda")).tolist()[0])
-    student.check()
-    generator.check()
-    return torch.tensor(losses), [student.master, network]
-
-
 @pytest.mark.parametrize("precision, error", [("fp32", 1e-4), ("tf32", 1e-2), ("bf16", 5e-2), ("fp16", 1e-2)])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_recorded_steps_in_any_precision_follow_the_plain_ones(precision, error, optimizer):
     """Step by step the losses of the same inputs, past the recording; the rates change with every step."""
-    device = torch.device("cuda")
-    plain, _ = both_phases(settings(device, "fp32", True, 4), 10, False, optimizer)
-    fast, networks = both_phases(settings(device, precision, False, 4), 10, True, optimizer)
+    plain, _ = both_phases("cuda", "fp32", optimizer, 10, False, side=32)
+    fast, networks = both_phases("cuda", precision, optimizer, 10, True, side=32)
     torch.testing.assert_close(fast, plain, rtol=error, atol=1e-5)
     assert all(p.dtype == torch.float32 for network in networks for p in network.parameters())
 
 
 def test_recording_changes_no_bit(deterministic):
-    args = settings(torch.device("cuda"), "fp32", False, 4)
-    (losses, networks), (again, others) = (both_phases(args, 8, record) for record in (False, True))
-    assert torch.equal(losses, again)
-    for network, other in zip(networks, others):
-        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters()))
+    (losses, networks), (again, others) = (both_phases("cuda", "fp32", "sgd", 8, record) for record in (False, True))
+    assert torch.equal(losses, again) and same_weights(networks, others)
 
 
 def test_a_graph_for_every_shape_of_input():

@@ -1,0 +1,68 @@
+"""A stand-in for CUDA graphs on the CPU: what a step does is written down once and done again and again."""
+
+import contextlib
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from training import Learner, Recorded
+
+
+class Tape(TorchDispatchMode):
+    """In the place of torch.cuda.CUDAGraph and, as a context manager, of torch.cuda.graph.
+
+    Like a graph it holds operations on given memory: the numbers of Python that go into them stay what they were
+    when it was written, only tensors change; what the step writes while it is written down is taken back; and a
+    step that reads a tensor's value is refused, since it would wait for the device.
+    """
+
+    def __enter__(self):
+        self.calls, self.before = [], {}
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        assert function is not torch.ops.aten._local_scalar_dense.default, "the step waits for the device"
+        for argument, given in zip(function._schema.arguments, args):
+            if argument.is_write:
+                for tensor in tree_leaves(given):
+                    storage = tensor.untyped_storage()
+                    self.before.setdefault(storage.data_ptr(), (storage, storage.clone()))
+        outputs = function(*args, **kwargs)
+        self.calls.append((function, args, kwargs, outputs))
+        return outputs
+
+    def __exit__(self, *exception):
+        super().__exit__(*exception)
+        for storage, content in self.before.values():
+            storage.copy_(content)
+
+    @torch.no_grad()
+    def replay(self):
+        for function, args, kwargs, outputs in self.calls:
+            for place, value in zip(tree_leaves(outputs), tree_leaves(function(*args, **kwargs))):
+                if isinstance(place, torch.Tensor) and place.data_ptr() != value.data_ptr():  # no view, not in place
+                    place.copy_(value)
+
+
+@contextlib.contextmanager
+def tapes_for_graphs():
+    """While it lasts, Recorded works on the CPU, by tapes. Yields a list of all the tapes."""
+    tapes = []
+
+    def new_tape():
+        tapes.append(Tape())
+        return tapes[-1]
+
+    fakes = dict(CUDAGraph=new_tape, graph=lambda tape, stream: tape, Stream=mock.MagicMock,
+                 current_stream=mock.MagicMock, stream=contextlib.nullcontext)
+    # On the CPU a step looks at once for what is not finite.
+    with mock.patch.multiple(torch.cuda, **fakes), mock.patch.object(Learner, "check"):
+        yield tapes
+
+
+def record_always(step, args):
+    """In the place of training.recorded."""
+    return Recorded(step)
