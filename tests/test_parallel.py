@@ -76,7 +76,7 @@ def test_processes_end_where_one_does(images, tiny_teacher, tmp_path, count, scr
 
 def test_processes_stop_and_go_on_together(images, tiny_teacher, tmp_path):
     """SIGTERM to one ends all after the same round; resumed by one process the run ends as if it never stopped."""
-    flags = (*student_flags(images, tiny_teacher), "--nEpochs=2", "--iter=80", "--batchSize=3", "--lr=1e-4")
+    flags = (*student_flags(images, tiny_teacher), "--nEpochs=2", "--iter=40", "--batchSize=3", "--lr=1e-4")
     processes = start_all(2, "distillation.py", (*flags, "--save_dir=run"), tmp_path)
     wait_for(tmp_path / "run/metrics.jsonl", processes)
     time.sleep(0.1)
