@@ -66,7 +66,7 @@ def parse_arguments(argv=None):
         default="generator", help="of student inputs: the paper's generators, noise, the real images of --data_dir, "
         "dead leaves images, or these and generated ones in turn")
     add("--noise", choices=("uniform", "normal"), default="uniform", help="distribution of --source=noise")
-    add("--noise_at", choices=("lr", "hr"), default="lr", help="the size at which it is drawn")
+    add("--noise_at", choices=("hr", "lr"), default="hr", help="the size at which it is drawn")
     add("--input_size", type=count, default=48, help="side of the student's inputs, in HR pixels")
     add("--stu_step", type=count, default=50, help="student steps a round")
     add("--latent", type=count, default=256, help="length of the latent vector")

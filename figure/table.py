@@ -106,6 +106,8 @@ def command(args):
     for name, value in args.items():
         if name in MAY_CHANGE - {"pretrained"} or value is None or value == defaults.get(name):
             continue
+        if name in ("noise", "noise_at") and args.get("source") != "noise":
+            continue
         flag = {"weight_decay": "wd", "start_epoch": "start-epoch"}.get(name, name)
         if name == "pretrained":
             value = Path(value).name

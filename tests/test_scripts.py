@@ -160,7 +160,7 @@ def test_edsr_trains_and_is_distilled(run, images, tmp_path, grow_init):
     assert "*" not in second.stdout and "EDSR's protocol" in second.stdout
 
 
-@pytest.mark.parametrize("source", ["noise", "noise --noise=normal --noise_at=hr", "folder", "dead_leaves",
+@pytest.mark.parametrize("source", ["noise", "noise --noise=normal --noise_at=lr", "folder", "dead_leaves",
                                     "dead_leaves+generator"])
 def test_edsr_is_distilled_from_every_source(run, images, tmp_path, source):
     torch.manual_seed(0)
