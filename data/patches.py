@@ -66,8 +66,8 @@ class TrainingPatches:
 
     paths: image files. scales: drawn at random for each patch; a single one where the network upscales.
     patch_size: of the HR patch, in pixels, then a multiple of the scale. channels: 1 (luma) or 3 (RGB).
-    upscaled_input: the network's input has the HR size. Raises InputError on an image that is unreadable or
-    smaller than a patch.
+    upscaled_input: the network's input has the HR size. Images smaller than a patch are left out, which is told.
+    Raises InputError on an image that is unreadable, and where none is left.
     """
 
     def __init__(self, paths, scales, patch_size, seed, device="cpu", channels=1, upscaled_input=True):
@@ -75,16 +75,14 @@ class TrainingPatches:
         self.ratio = 1 if upscaled_input else scales[0]
         input_size = patch_size // self.ratio
         hr_buffer, input_buffer = _Buffer(), _Buffer()
-        table = []
+        table, small = [], 0
         for path in tqdm(paths, desc="images", unit="", leave=False, disable=parallel.quiet()):
             rgb = read_image(path)
             if channels == 1:
                 image = torch.as_tensor(luma(rgb)[None] / 255, dtype=torch.float32, device=device)
             else:
                 image = torch.as_tensor(np.ascontiguousarray(rgb.transpose(2, 0, 1)), device=device)
-            if min(image.shape[-2:]) < max(patch_size, *scales):
-                raise InputError(f"{path}: {image.shape[2]}x{image.shape[1]} is smaller than a training patch, "
-                                 f"{patch_size}x{patch_size}; remove it or train on smaller patches")
+            small += min(image.shape[-2:]) < max(patch_size, *scales)
             for size in SIZES if min(image.shape[-2:]) < LARGE else (1,):
                 resized = _clip(imresize(image, size)) if size != 1 else image
                 if min(resized.shape[-2:]) < max(patch_size, *scales):
@@ -95,8 +93,10 @@ class TrainingPatches:
                     places = (lr.rows - input_size + 1, lr.columns - input_size + 1)
                     if min(places) > 0:
                         table.append((hr.start, hr.columns, lr.start, lr.columns, *places))
-        if not table:  # cropped to a multiple of the scale, even the largest is too small
+        if not table:  # or is so when cropped to a multiple of the scale
             raise InputError(f"{paths[0].parent}: no image is large enough for patches of {patch_size}x{patch_size}")
+        if small and parallel.leader():
+            tqdm.write(f"{small} of {len(paths)} training images are left out, smaller than {patch_size}x{patch_size}")
         self.hr, self.inputs = hr_buffer.finish(device), input_buffer.finish(device)
         self.table = torch.tensor(table)
         # Every place where a patch can lie is as likely as any other.

@@ -128,10 +128,19 @@ def test_patch_errors_name_the_folder(tmp_path):
         find_training_images(tmp_path)
     path = save(tmp_path / "small.png", random_pixels(20, 20, 3))
     assert find_training_images(tmp_path) == [path]
-    with pytest.raises(InputError, match="small.png: 20x20 is smaller than a training patch, 48x48"):
+    with pytest.raises(InputError, match="no image is large enough for patches of 48x48"):
         TrainingPatches([path], (2,), 48, 1)
     with pytest.raises(InputError, match="no image is large enough for patches of 20x20"):
         TrainingPatches([path], (3,), 20, 1)  # cropped to 18
+
+
+def test_images_smaller_than_a_patch_are_left_out(tmp_path, capsys):
+    """As some of the 291 are for the patches of EDSR; the patches are those of the others alone."""
+    large = save(tmp_path / "large.png", random_pixels(60, 50, 3))
+    small = save(tmp_path / "small.png", random_pixels(47, 60, 3))
+    patches, others = (TrainingPatches(paths, (2,), 48, 1).batch(0, 4) for paths in ([large, small], [large]))
+    assert all(torch.equal(a, b) for a, b in zip(patches, others))
+    assert capsys.readouterr().out == "1 of 2 training images are left out, smaller than 48x48\n"
 
 
 # ---- benchmarks ------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def test_options(run, images, tiny_teacher, tmp_path, script, flags, word):
 
 @pytest.mark.parametrize("flags, word", [
     ("--n_feats=1", "--n_feats"), ("--n_resblocks=0", "--n_resblocks"), ("--patch_size=0", "--patch_size"),
-    ("--patch_size=57", "smaller than a training patch"), ("--res_scale=0.1", "--res_scale"),
+    ("--patch_size=57", "no image is large enough"), ("--res_scale=0.1", "--res_scale"),
     ("--res_scale=0 --arch=edsr", "--res_scale"), ("--arch=rcan", "--arch"), ("--arch=edsr", "--scale 0"),
     ("--arch=edsr --scale=3 --patch_size=25", "--patch_size 25"), ("--test_only", "--pretrained"),
     ("--pretrained=nowhere.pth", "cannot go with --pretrained"), ("--data_dir=nowhere", "nowhere"),
