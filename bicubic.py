@@ -65,14 +65,19 @@ def _taps(length, out_length, scale, padding, antialias, device, dtype):
     return list(zip(index.T.contiguous().to(device), weight.T.contiguous().to(device, dtype)))
 
 
+# What a CUDA graph was captured with stays, too.
+_captured_taps = lru_cache(maxsize=None)(lambda *key: _taps(*key))
+
+
 def _resize_rows(image, key, dense):
     """One pass over dimension -2; `key` holds the arguments of _contributions."""
     key = (image.shape[-2], *key, image.device, image.dtype)
     if dense:
         return _matrix(*key) @ image
     # One tap at a time, in order: the sum MATLAB computes, and no copy of the image per tap is kept.
+    capturing = image.is_cuda and torch.cuda.is_current_stream_capturing()
     total = 0
-    for index, weight in _taps(*key):
+    for index, weight in (_captured_taps if capturing else _taps)(*key):
         total = total + image.index_select(-2, index) * weight[:, None]
     return total
 

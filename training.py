@@ -94,6 +94,9 @@ class Learner:
         self.everywhere = parallel.distributed(self.network)
         self.scaled = dtype == torch.float16
         self.weights, self.computing = list(master.parameters()), list(self.network.parameters())
+        # Pairs by the type they compute in, all of one list for the fused copy.
+        self.pairs = [[pair for pair in zip(self.computing, self.weights) if pair[0].dtype == kind]
+                      for kind in {weight.dtype for weight in self.computing}]
         device = self.weights[0].device
         self.rate = torch.zeros((), device=device)
         self.scale = torch.full((), _FIRST_SCALE if self.scaled else 1.0, device=device)
@@ -148,7 +151,8 @@ class Learner:
 
     @torch.no_grad()
     def _lower(self):
-        torch._foreach_copy_(self.computing, self.weights)
+        for pairs in self.pairs:
+            torch._foreach_copy_(*zip(*pairs))
 
     def check(self):
         """Raise NotFinite where a loss or gradient was not finite. Waits for the GPU."""

@@ -197,6 +197,8 @@ def choose_device(name):
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("only cpu and cuda are supported")
         torch.empty(1, device=device)
+        if device.index is not None and device.type == "cuda":
+            torch.cuda.set_device(device)  # CUDA graphs are recorded on the current one
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); try cpu") from None
     return device

@@ -7,9 +7,10 @@
 # runs/reproduce came along. What is finished is collected in figure/results, and the tables are made anew.
 # NAME: only these experiments. Environment: DATA, the image sets (datasets); TEACHER, a trained VDSR to distil
 # instead of one's own; OUT, where runs go (runs/reproduce); RESULTS (figure/results) and TABLES (figure); FLAGS,
-# appended to every command (a rehearsal: FLAGS="--nEpochs=1 --iter=1 --batchSize=2 --inc_step=0 --data_test=Set5").
+# appended to every command (a rehearsal: FLAGS="--nEpochs=1 --iter=1 --batchSize=2 --data_test=Set5", and for those
+# of several stages --nEpochs=20 --stu_step=1).
 set -uo pipefail
-[ $# -ge 1 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2; }
 cd "$(dirname "$0")/.."
 
 end=$((SECONDS + 60 * $1)); shift

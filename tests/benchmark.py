@@ -48,14 +48,17 @@ def milliseconds(function, device, least=0.5):
     return 1000 * statistics.median(times)
 
 
-def rates(device, dtype):
+def rates(device, precision):
     """(operations a second in a large matrix product, bytes a second in a large copy)."""
+    dtype, matmul = DTYPES[precision], torch.backends.cuda.matmul
     n = 8192 if device.type == "cuda" else 1024
     a, b = torch.randn(2, n, n, device=device).to(dtype)
     source = torch.randn(2**27 if device.type == "cuda" else 2**25, device=device)
     target = torch.empty_like(source)
-    return (2 * n**3 / milliseconds(lambda: a @ b, device) * 1000,
-            2 * source.nbytes / milliseconds(lambda: target.copy_(source), device) * 1000)
+    matmul.allow_tf32 = precision == "tf32"
+    product = milliseconds(lambda: a @ b, device)
+    matmul.allow_tf32 = False
+    return 2 * n**3 / product * 1000, 2 * source.nbytes / milliseconds(lambda: target.copy_(source), device) * 1000
 
 
 class Floor(TorchDispatchMode):
@@ -142,7 +145,7 @@ def floors(args, speed, depth=18, width=32, only=None):
 
 
 def print_parts(args, against_plain):
-    speed = rates(args.device, DTYPES[args.precision])
+    speed = rates(args.device, args.precision)
     print(f"matrix products {speed[0] / 1e12:.2f} TFLOP/s in {args.precision}, copies {speed[1] / 1e9:.0f} GB/s")
     print(f"batch {args.batchSize}, {args.input_size}x{args.input_size}, depth 18, student of 32 channels")
     least, measured = floors(args, speed), measure(args)
@@ -189,7 +192,7 @@ def print_scoring(args, data_dir):
 
 def print_sweep(args):
     """One size at a time varies from the paper's: patch 48, depth 18, width 32."""
-    speed, base = rates(args.device, DTYPES[args.precision]), {"depth": 18, "width": 32}
+    speed, base = rates(args.device, args.precision), {"depth": 18, "width": 32}
     print("| batch | patch | depth | width | ms a step | images/s | ratio to floor |")
     print("|---|---|---|---|---|---|---|")
     for name, values in SWEEP.items():

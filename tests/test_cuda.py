@@ -53,11 +53,26 @@ def test_imresize_on_the_gpu_equals_the_cpu(size):
     assert torch.equal(imresize(byte.cuda(), 1 / 3).cpu(), imresize(byte, 1 / 3))
 
 
+def test_the_fused_kernel_reads_nothing_but_its_inputs():
+    """It is given its own output's memory, whatever lies there, as a fourth operand that it is to ignore."""
+    x = torch.randn(16, 32, 48, 48, device="cuda").half().to(memory_format=torch.channels_last)
+    conv = torch.nn.Conv2d(32, 32, 3, padding=1, bias=False).cuda().half().to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        plain = F.relu(conv(x))
+        for _ in range(3):
+            waste = torch.full_like(plain, float("nan"))
+            del waste  # the next tensor of this size lies there
+            output = conv_relu(x, conv)
+            torch.testing.assert_close(output, plain, rtol=1e-2, atol=1e-2)
+            del output
+
+
 def test_patches_are_those_of_the_cpu():
+    """But for the last bit of the half precision they are kept in."""
     paths = bundled_photographs(BUNDLED_TEST)[1:2]
     cpu, gpu = (TrainingPatches(paths, (2, 3, 4), 24, 1, device) for device in ("cpu", "cuda"))
     for a, b in zip(cpu.batch(3, 5), gpu.batch(3, 5)):
-        assert torch.equal(a, b.cpu())
+        torch.testing.assert_close(a, b.cpu(), rtol=0, atol=1e-3)
 
 
 def test_fused_convolution_and_relu_are_the_two_operations():
@@ -75,7 +90,7 @@ def test_fused_convolution_and_relu_are_the_two_operations():
         assert (fused - plain).norm() < 3e-3 * plain.norm()
 
 
-@pytest.mark.parametrize("precision, error", [("fp32", 1e-4), ("tf32", 1e-2), ("bf16", 5e-2), ("fp16", 1e-2)])
+@pytest.mark.parametrize("precision, error", [("fp32", 1e-4), ("tf32", 2e-2), ("bf16", 5e-2), ("fp16", 2e-2)])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_recorded_steps_in_any_precision_follow_the_plain_ones(precision, error, optimizer):
     """Step by step the losses of the same inputs, past the recording; the rates change with every step."""
