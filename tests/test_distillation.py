@@ -225,13 +225,10 @@ def test_stages():
 def test_noise_source():
     """Of the input's size, or with --noise_at=lr of the LR image's."""
     teacher, _ = networks()
-    draw = noise_source(arguments("--input_size=48"), teacher)
-    x = draw(3, 7)
-    assert torch.equal(x, torch.rand(2, 1, 48, 48, generator=random_stream(1, "noise", 7)))
+    draw, draw_small = (noise_source(arguments("--input_size=48", *at), teacher) for at in ((), ("--noise_at=lr",)))
+    x, small = (torch.rand(2, 1, n, n, generator=random_stream(1, "noise", 7)) for n in (48, 16))
     assert torch.equal(x, draw(3, 7)) and not torch.equal(x, draw(3, 8))
-    x = noise_source(arguments("--input_size=48", "--noise_at=lr"), teacher)(3, 7)
-    expected = torch.rand(2, 1, 16, 16, generator=random_stream(1, "noise", 7))
-    torch.testing.assert_close(x, imresize(expected, 3).clamp(0, 1))
+    torch.testing.assert_close(draw_small(3, 7), imresize(small, 3).clamp(0, 1))
 
 
 @pytest.mark.parametrize("arch, at, shape", [("vdsr", "hr", (2, 1, 48, 48)), ("edsr", "lr", (2, 3, 24, 24)),
