@@ -68,11 +68,10 @@ def test_the_fused_kernel_reads_nothing_but_its_inputs():
 
 
 def test_patches_are_those_of_the_cpu():
-    """But for the last bit of the half precision they are kept in."""
     paths = bundled_photographs(BUNDLED_TEST)[1:2]
     cpu, gpu = (TrainingPatches(paths, (2, 3, 4), 24, 1, device) for device in ("cpu", "cuda"))
     for a, b in zip(cpu.batch(3, 5), gpu.batch(3, 5)):
-        torch.testing.assert_close(a, b.cpu(), rtol=0, atol=1e-3)
+        assert torch.equal(a, b.cpu())
 
 
 def test_fused_convolution_and_relu_are_the_two_operations():
@@ -90,7 +89,7 @@ def test_fused_convolution_and_relu_are_the_two_operations():
         assert (fused - plain).norm() < 3e-3 * plain.norm()
 
 
-@pytest.mark.parametrize("precision, error", [("fp32", 1e-4), ("tf32", 2e-2), ("bf16", 5e-2), ("fp16", 2e-2)])
+@pytest.mark.parametrize("precision, error", [("fp32", 1e-4), ("tf32", 1e-2), ("bf16", 5e-2), ("fp16", 1e-2)])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_recorded_steps_in_any_precision_follow_the_plain_ones(precision, error, optimizer):
     """Step by step the losses of the same inputs, past the recording; the rates change with every step."""
