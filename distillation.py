@@ -18,20 +18,20 @@ from pathlib import Path
 import torch
 from tqdm import trange
 
-import parallel
+from engine import parallel
 from bicubic import imresize
 from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_validation
 from data.dead_leaves import dead_leaves_source
 from data.sources import Generators, folder_source, lr_size, network_input, noise_source
 from data.table import format_table, paper_scores
-from data.upscale import upscale_command
+from tools.upscale import upscale_command
 from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
 from models import ARCHITECTURES
-from models.export import export_student
+from tools.export import export_student
 from models.pair import load_networks, new_student, student_config
-from options import Parser, add_shared_flags, count, positive, settle_shared_flags, weight, whole
-from run import Run
-from training import DTYPES, Learner, decay, distance, frozen, lowered, make_optimizer, recorded
+from engine.options import Parser, add_shared_flags, count, positive, settle_shared_flags, weight, whole
+from engine.run import Run
+from engine.learner import DTYPES, Learner, decay, distance, frozen, lowered, make_optimizer, recorded
 from utils import InputError, fingerprint, run_script, save_model, seed_everything, stream_seed
 
 # The defaults are the paper's command; "fast" is this project's own.

@@ -14,16 +14,16 @@ and scores on the pictures that scikit-image ships.
 
 from tqdm import trange
 
-import parallel
+from engine import parallel
 from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_validation
 from data.images import HELD_OUT, find_training_images
 from data.patches import TrainingPatches
 from data.table import format_table, paper_scores
 from models import PRESETS, build_model, half_width
 from models.load import load_model
-from options import Parser, add_shared_flags, count, number, positive, settle_shared_flags
-from run import Run
-from training import DTYPES, Learner, decay, distance, make_optimizer, recorded
+from engine.options import Parser, add_shared_flags, count, number, positive, settle_shared_flags
+from engine.run import Run
+from engine.learner import DTYPES, Learner, decay, distance, make_optimizer, recorded
 from utils import InputError, fingerprint, run_script, save_model, seed_everything
 
 ARCHITECTURE_FLAGS = ("arch", "n_resblocks", "n_feats", "res_scale")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-import parallel
+from engine import parallel
 
 
 class InputError(Exception):

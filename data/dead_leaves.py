@@ -36,10 +36,10 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-import parallel
+from engine import parallel
 from bicubic import imresize
 from data.sources import lr_size, network_input
-from options import Parser, whole
+from engine.options import Parser, whole
 from utils import random_stream, run_script, write_atomically
 
 LEAVES = 16  # a multiple of 4, the number of textures

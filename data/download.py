@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from data.archive import BadArchive, reason, unpack
 from data.images import list_images
-from options import Parser
+from engine.options import Parser
 from utils import InputError, run_script, save_json
 
 TIMEOUT = 30  # seconds without an answer or a byte

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import parallel
+from engine import parallel
 from bicubic import imresize
 from data.images import luma, read_image
 from utils import InputError, random_stream

@@ -7,12 +7,12 @@ overwrite what the last one returned.
 
 import torch
 
-import parallel
+from engine import parallel
 from bicubic import imresize
 from data.images import HELD_OUT, find_training_images
 from data.patches import TrainingPatches
 from models import Generator
-from training import DTYPES, Learner, adam, recorded
+from engine.learner import DTYPES, Learner, adam, recorded
 from utils import random_stream, seed_everything
 
 

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from figure.table import command, duration, read_results
-from options import Parser
+from engine.options import Parser
 from utils import run_script, write_atomically
 
 TABLES = {"demo": "skimage", "ablation": "Set5", "edsr": "Set5"}  # and the set whose scores they show

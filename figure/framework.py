@@ -10,7 +10,7 @@ import torch
 from data.sources import network_input
 from figure.plots import COLOURS, INK, new_figure, save_figure
 from models import Generator
-from options import Parser
+from engine.options import Parser
 from utils import random_stream, run_script, seed_everything
 
 WIDTH, HEIGHT = 16, 8.95  # of the drawing, in half inches

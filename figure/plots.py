@@ -11,7 +11,7 @@ import json
 import math
 from pathlib import Path
 
-from options import Parser
+from engine.options import Parser
 from utils import InputError, run_script, write_atomically
 
 INK = "#2b2f36"  # text, and what has no colour of its own

@@ -18,8 +18,8 @@ import train_teacher
 from data.table import paper_scores
 from figure.plots import COLOURS, INK, new_figure, save_figure
 from models import VDSR
-from options import Parser
-from run import MAY_CHANGE
+from engine.options import Parser
+from engine.run import MAY_CHANGE
 from utils import InputError, run_script, write_atomically
 
 COLUMNS = {  # heading, what it means, its name in results.json, the paper's column beside it, colour

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from models import build_model, half_width
 from models.load import load_model
-from models.own import own_network
+from models.custom import own_network
 from utils import InputError
 
 

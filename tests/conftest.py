@@ -68,7 +68,7 @@ def run(tmp_path, monkeypatch, capsys):
     def run_script(script, *flags):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [script.__file__])
-        monkeypatch.setattr("run.save_curves", no_curves)
+        monkeypatch.setattr("engine.run.save_curves", no_curves)
         capsys.readouterr()
         code = 0
         try:

@@ -11,7 +11,7 @@ import torch
 from PIL import ImageCms
 
 import distillation
-import run
+from engine import run
 import train_teacher
 import utils
 from bicubic import imresize

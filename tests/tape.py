@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from training import Learner, Recorded
+from engine.learner import Learner, Recorded
 
 
 class Tape(TorchDispatchMode):

@@ -13,10 +13,10 @@ from bicubic import imresize
 from data.images import BUNDLED_TEST, bundled_photographs
 from data.patches import TrainingPatches
 from models.layers import conv_relu
-from run import Run
+from engine.run import Run
 from tests.helpers import read, student_flags, weights_equal
 from tests.test_recorded import both_phases, same_weights
-from training import Recorded
+from engine.learner import Recorded
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once; deterministic products need it

@@ -12,8 +12,8 @@ from data.sources import Generators, folder_source, lr_size, network_input, nois
 from distillation import (check, choose_scale, distil, distil_epoch, generator_losses, generator_step, make_learner,
                           make_source, parse_arguments, stages, student_step)
 from models import VDSR, Generator, build_model, half_width
-from run import Run
-from training import Learner, adam, distance
+from engine.run import Run
+from engine.learner import Learner, adam, distance
 from utils import InputError, random_stream
 
 

@@ -11,7 +11,8 @@ import distillation
 from bicubic import imresize
 from data.benchmark import prepare, score
 from data.images import read_image
-from models import EDSR, VDSR, build_model, export
+from models import EDSR, VDSR, build_model
+from tools import export
 from tests.helpers import assert_refused
 from utils import save_model
 

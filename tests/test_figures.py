@@ -16,7 +16,7 @@ import distillation
 import train_teacher
 from figure import ablation, framework, plots, table
 from figure.plots import COLOURS
-from run import MAY_CHANGE
+from engine.run import MAY_CHANGE
 from utils import InputError
 
 

@@ -13,7 +13,7 @@ import distillation
 import train_teacher
 import utils
 from models.load import load_model
-from run import Run
+from engine.run import Run
 from tests.helpers import assert_refused, finish, read, start, student_flags, teacher_flags, weights_equal
 
 

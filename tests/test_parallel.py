@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import distillation
-import parallel
+from engine import parallel
 from models.load import load_model
 from tests.conftest import ROOT
 from tests.helpers import finish, read, start, student_flags, teacher_flags

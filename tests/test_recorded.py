@@ -10,10 +10,10 @@ import distillation
 import train_teacher
 from distillation import generator_step, make_learner, student_step
 from models import Generator, build_model
-from tests.benchmark import settings
+from tools.benchmark import settings
 from tests.helpers import read, student_flags, teacher_flags, weights_equal
 from tests.tape import record_always, tapes_for_graphs
-from training import DTYPES, Learner, Recorded, adam, distance, lowered
+from engine.learner import DTYPES, Learner, Recorded, adam, distance, lowered
 
 
 def both_phases(device, precision, optimizer, steps, record, side=16):

@@ -12,7 +12,7 @@ import distillation
 import train_teacher
 from models import EDSR
 from models.load import load_model
-from run import Run
+from engine.run import Run
 from tests.helpers import TINY, assert_refused, read, student_flags, teacher_flags, weights_equal
 from utils import save_model
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from distillation import parse_arguments, student_step
 from models import Generator, build_model
 from models.layers import _ConvReLU
-from training import Learner, adam, decay, distance, frozen, lowered, make_optimizer
+from engine.learner import Learner, adam, decay, distance, frozen, lowered, make_optimizer
 from utils import NotFinite
 
 HALVES = [torch.bfloat16, torch.float16]

@@ -10,7 +10,7 @@ from skimage.color import rgb2ycbcr, ycbcr2rgb
 from torch import nn
 
 from bicubic import imresize
-from data.upscale import encode_png, read_original, upright, upscale_bands, upscale_tile
+from tools.upscale import encode_png, read_original, upright, upscale_bands, upscale_tile
 from models import EDSR, VDSR
 from tests.helpers import SRGB, bicubic_network, pixels, resized
 from utils import InputError

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils import get_total_norm
 
-import parallel
+from engine import parallel
 from utils import NotFinite
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-import parallel
+from engine import parallel
 from utils import InputError, choose_device, set_up_cpu
 
 

@@ -1,8 +1,8 @@
 """How fast the parts are on this machine, and how far from what the machine can do.
 
-    python -m tests.benchmark                    # every part; the 291 images or scikit-image's pictures
-    python -m tests.benchmark --against-plain    # the same in float32 without CUDA graphs, and the speed-up
-    python -m tests.benchmark --sweep            # the student step as batch, patch, depth and width grow
+    python -m tools.benchmark                    # every part; the 291 images or scikit-image's pictures
+    python -m tools.benchmark --against-plain    # the same in float32 without CUDA graphs, and the speed-up
+    python -m tools.benchmark --sweep            # the student step as batch, patch, depth and width grow
 
 The floor of a part: every convolution and matrix product at the machine's measured rate of matrix products, or
 of copying where its operands take longer to read and write once; everything else counts as free.
@@ -23,8 +23,8 @@ from data.patches import TrainingPatches
 from data.sources import Generators
 from distillation import generator_step, make_learner, parse_arguments, student_step
 from models import VDSR, build_model, half_width
-from options import set_up_device
-from training import DTYPES, distance, lowered, recorded
+from engine.options import set_up_device
+from engine.learner import DTYPES, distance, lowered, recorded
 from utils import InputError, choose_device, device_name
 
 # What --sweep varies. The batch as multiples of --batchSize: 32 to 1024 on CUDA.

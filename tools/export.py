@@ -1,7 +1,7 @@
 """A student as one file that runs without this project: ONNX, or a program of torch.export.
 
     python distillation.py --test_only --student=student.pth --export=student.onnx         # or student.pt2
-    python -m models.export --pretrained=teacher.pth --student=student.pth        # what the student saves, as a table
+    python -m tools.export --pretrained=teacher.pth --student=student.pth        # what the student saves, as a table
 
 The file takes batches of any size of images of any size, float32 in [0, 1], and gives "sr", not clipped. Its input is
 called "lr", or "input" for networks that take the upscaled image (VDSR). What else is to be known of it is in its
@@ -22,9 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.benchmark import Benchmarks, choose_scales, choose_validation
 from models.load import load_model
-from models.own import own_network
+from models.custom import own_network
 from models.pair import load_networks
-from options import Parser
+from engine.options import Parser
 from utils import InputError, device_name, run_script, write_atomically
 
 PROJECT = "Data-free knowledge distillation for image super-resolution"

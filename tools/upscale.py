@@ -31,7 +31,7 @@ from bicubic import imresize
 from data.benchmark import choose_scales
 from data.images import EXTENSIONS, list_images
 from models.load import load_model
-from models.own import own_network
+from models.custom import own_network
 from models.tiles import reach, self_ensemble, widest
 from utils import InputError, choose_device, write_atomically
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import parallel
+from engine import parallel
 from figure import board
 from figure.plots import save_curves
 from utils import (InputError, NotFinite, Stopped, append_line, device_name, git_revision, read_checkpoint,

@@ -1,0 +1,1 @@
+"""Commands for a trained network: upscale images, export it, time it."""
