@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.benchmark import Benchmarks, choose_scales, choose_validation
 from models.load import load_model
-from models.custom import own_network
+from models.custom import custom_network
 from models.pair import load_networks
 from engine.options import Parser
 from utils import InputError, device_name, run_script, write_atomically
@@ -188,7 +188,7 @@ def export_student(args):
     if path.resolve() == Path(args.student).resolve():
         raise InputError(f"--export {args.export}: is the student's own file")
     need_packages(path.suffix)
-    network = (own_network(args.model, "student", args.student) if args.model
+    network = (custom_network(args.model, "student", args.student) if args.model
                else load_model(args.student, res_scale=args.res_scale)).requires_grad_(False)
     score = score_now(network, args)
     content, difference = make_file(network, describe(network, score), path.suffix)

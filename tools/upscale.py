@@ -31,7 +31,7 @@ from bicubic import imresize
 from data.benchmark import choose_scales
 from data.images import EXTENSIONS, list_images
 from models.load import load_model
-from models.custom import own_network
+from models.custom import custom_network
 from models.tiles import reach, self_ensemble, widest
 from utils import InputError, choose_device, write_atomically
 
@@ -293,7 +293,7 @@ def upscale_command(args):
     if args.threads:  # and no set_up_cpu: memory that is kept would be twice as much for large images
         torch.set_num_threads(args.threads)
     paths = find_inputs(args.images)
-    model = (own_network(args.model, "student", args.student).to(args.device) if args.model
+    model = (custom_network(args.model, "student", args.student).to(args.device) if args.model
              else load_model(args.student, args.device, args.res_scale))
     scales = choose_scales(args.scale, model, args.student)
     if len(scales) > 1:
