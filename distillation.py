@@ -38,7 +38,7 @@ from models.pair import check_pair, check_start, load_network, new_student, stud
 from utils import InputError, fingerprint, random_stream, run_script, save_json, save_model, seed_everything, stream_seed
 
 # The defaults are the paper's command; "fast" is this project's own.
-FAST = dict(source="dead_leaves", student_init="teacher", optimizer="muon", schedule="linear", loss_type="L1",
+FAST = dict(source="dead_leaves", student_init="teacher", optimizer="muon", schedule="trapezoid", loss_type="L1",
             batchSize=8, nEpochs=10, iter=20, stu_step=40)
 RECIPES = {"paper": {}, "fast": FAST}
 # --demo: a small teacher (how it was trained is in the README) and settings for a minute on a CPU.

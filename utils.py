@@ -1,5 +1,9 @@
 """What both scripts share: clear errors, one seed for everything, files written whole, the device."""
 
+import time
+
+STARTED = time.time()  # before what takes long to import
+
 import ctypes
 import hashlib
 import io

@@ -29,11 +29,12 @@ def distance(loss_type):
 def decay(schedule, epochs_done, epochs, step=10):
     """The factor on a learning rate after `epochs_done` (a fraction, too) of `epochs` epochs.
 
-    schedule: "step" divides by 10 every `step` epochs, "linear" and "cosine" fall to 0.
+    schedule: "step" divides by 10 every `step` epochs; "cosine" falls to 0; "trapezoid" stays, and from half way falls
+    to 0 in a straight line.
     """
     done = min(epochs_done / epochs, 1)
-    if schedule == "linear":
-        return 1 - done
+    if schedule == "trapezoid":
+        return min(1, 2 * (1 - done))
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
     return 0.1 ** (int(epochs_done) // step)

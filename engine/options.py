@@ -67,7 +67,7 @@ def add_shared_flags(parser):
     add("--iter", type=count, help="rounds an epoch")
     add("--optimizer", choices=tuple(LR), default="sgd", help="of the trained network")
     add("--lr", type=positive, help="learning rate (default: 0.1 for sgd, 1e-3 for adam, 3e-3 for muon)")
-    add("--schedule", choices=("step", "cosine", "linear"), default="step", help="how learning rates fall")
+    add("--schedule", choices=("step", "cosine", "trapezoid"), default="step", help="how learning rates fall")
     add("--step", type=count, default=10, help="step schedule: a tenth of the rate every so many epochs")
     add("--clip", type=positive, default=0.4, help="largest norm of the trained network's gradient")
     add("--momentum", type=number(float, 0, 1), default=0.9, help="of sgd")
