@@ -140,9 +140,9 @@ def generator_step(generator, student, teacher, z, scale, D, reconw, gw, rounded
     student.network.eval()
     with frozen(student.network):
         L_R, L_adv = generator_losses(generator.network, student.network, teacher, z, scale, D, rounded)
-        generator.descend(reconw * L_R + gw * L_adv / parallel.world())  # every process has all of L_adv
-    pixels = len(z) * teacher.channels * generator.network.size**2
-    return torch.stack((L_R.detach() / pixels, L_adv.detach()))
+        generator.descend(reconw * L_R + gw * L_adv)
+    pixels = parallel.world() * len(z) * teacher.channels * generator.network.size**2
+    return torch.stack((parallel.total(L_R.detach()) / pixels, L_adv.detach()))
 
 
 def stages(depth, settings):

@@ -38,7 +38,7 @@ from tqdm import tqdm
 from models import build_model
 
 ROWS = 40_000  # places at which a layer is fitted
-ROUNDS = 5  # of a fit in front of a ReLU
+ROUNDS = 8  # of a fit in front of a ReLU
 RIDGE = 1e-5  # of the mean of the normal matrix's diagonal
 CHUNK = 32  # images that pass through a layer at once
 
