@@ -216,7 +216,7 @@ class Learner:
             raise NotFinite(f"{self.loss} is {loss:g}, its gradient's norm {norm:g}")
 
     def state_dict(self):
-        return {"config": self.network.config, "network": self.network.state_dict(), 
+        return {"config": getattr(self.network, "config", None), "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict()["state"], "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state):
