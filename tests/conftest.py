@@ -61,6 +61,12 @@ def tiny_teacher(tmp_path_factory):
 
 
 @pytest.fixture
+def few_places(monkeypatch):
+    """A student's start from its teacher in a fraction of the time."""
+    monkeypatch.setattr("models.from_teacher.ROWS", 4000)
+
+
+@pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """run(script module, flags...) runs a script in an empty folder, in this process; it draws no curves, which take
     longer than a tiny run, and does not wait for the disk."""

@@ -24,12 +24,6 @@ STAGES = "--inc_num=2 --inc_step=1 --optimizer=adam --schedule=cosine"
 EDSR_TEACHER = "--arch=edsr_baseline --optimizer=adam --schedule=cosine --precision=bf16"
 
 
-@pytest.fixture(autouse=True)
-def few_places(monkeypatch):
-    """A start from the teacher in a tenth of the time."""
-    monkeypatch.setattr("models.from_teacher.ROWS", 4000)
-
-
 def stop_every(monkeypatch, steps):
     """Runs are told to stop after every so many steps; returns the (epoch, round, step) at which they were."""
     places, done = [], Run.done
@@ -48,8 +42,8 @@ def stop_every(monkeypatch, steps):
     (train_teacher, ""), (train_teacher, EDSR_TEACHER), (distillation, STAGES), (distillation, MUON),
     (distillation, "--pretrained=edsr.pth --source=dead_leaves+generator --schedule=cosine"),
 ])
-def test_a_run_that_stops_after_every_step_ends_as_if_it_had_not(run, monkeypatch, images, tiny_teacher, tmp_path,
-                                                                script, flags):
+def test_a_run_that_stops_after_every_step_ends_as_if_it_had_not(run, few_places, monkeypatch, images, tiny_teacher,
+                                                                tmp_path, script, flags):
     """It is resumed as often as it has steps: of two rounds in each of two epochs."""
     tiny = teacher_flags(images) if script is train_teacher else student_flags(images, tiny_teacher)
     flags = (*tiny, "--scale=2", *flags.split())
