@@ -166,7 +166,7 @@ def test_half_width_may_start_from_a_teacher(run, few_places, images, tmp_path):
         process = run(train_teacher, *flags, *more, "--nEpochs=1", f"--save_dir={name}")
         assert process.returncode == 0, process.stderr
         psnr[name] = read(tmp_path / name)[0]["results"]["Set5"]["2"]["student"]["psnr"]
-    assert psnr["random"] + 10 < psnr["fitted"] < psnr["teacher"] < psnr["fitted"] + 3
+    assert psnr["random"] + 10 < psnr["fitted"] < psnr["teacher"] < psnr["fitted"] + 5
     again = run(train_teacher, *flags, *start, "--nEpochs=2", "--save_dir=fitted")
     assert again.returncode == 0, again.stderr
     assert [m["epoch"] for m in read(tmp_path / "fitted")[1]] == [1, 2]

@@ -1,0 +1,23 @@
+"""distil() called as from a notebook, by plain values: it needs no flags, leaves no files, and learns."""
+
+import torch
+
+from data.sources import noise_source
+from distillation import Settings, distil
+from models import VDSR
+
+
+def test_a_student_learns_its_teacher(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    teacher, student = VDSR(2, 6).requires_grad_(False), VDSR(2, 3)
+    draw = noise_source("uniform", 16, 1, True, seed=1)
+    x = draw(2, -1, 4)
+    error = lambda: (student(x) - teacher(x)).abs().mean().item()
+    images = lambda step: (x := draw(2, step, 4), teacher(x))
+    before, scored = error(), []
+    settings = Settings(nEpochs=2, iter=20, stu_step=4, loss_type="L1", optimizer="adam", lr=0.01, schedule="cosine")
+    validate = lambda student: scored.append(error()) or {}
+    assert distil(teacher, student, images, settings, validate=validate) is student
+    assert scored[1] < scored[0] < 0.8 * before
+    assert not list(tmp_path.iterdir())
