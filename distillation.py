@@ -323,14 +323,18 @@ def warn_of_a_bad_teacher(validation, teacher, path, log):
                  "that it was taken for?")
 
 
-def train(args, settings, run, teacher, config):
-    """Distil by the flags. Returns the student."""
+def prepare(args, settings, teacher):
+    """All that reads the user's images, before a run's folder is touched: (validation set, generators, source, call)."""
     validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), settings.scales, args.device)
-    if parallel.leader():
-        warn_of_a_bad_teacher(validation, teacher, args.pretrained, run.log)
     call = recorder(args.device, args.plain)
     generators = make_generators(settings, args.input_size, teacher, args.device) if "generator" in args.source else None
-    draw = make_source(args, settings, teacher, generators, call)
+    return validation, generators, make_source(args, settings, teacher, generators, call), call
+
+
+def train(args, settings, run, teacher, config, validation, generators, draw, call):
+    """Distil by the flags. Returns the student."""
+    if parallel.leader():
+        warn_of_a_bad_teacher(validation, teacher, args.pretrained, run.log)
 
     seed_everything(args.seed, "student", 0)
     blocks = stage(run.epoch - (run.round == run.step == 0), config["n_resblocks"], settings)[2]  # of the last step
@@ -378,11 +382,12 @@ def main(args):
     run = Run(args.save_dir, log, {**same, "script": "distillation", "teacher": fingerprint(teacher)}, args.resume,
               args.nEpochs, losses("generator" in args.source), args.start_epoch, args.batchSize, args.checkpoint_every,
               args.device)
+    prepared = None if args.test_only else prepare(args, settings, teacher)
     with run:
         if parallel.leader():
             save_json(vars(args), run.path / "config.json")
         if not args.test_only:
-            student = train(args, settings, run, teacher, config)
+            student = train(args, settings, run, teacher, config, *prepared)
         if parallel.leader():
             if not args.test_only:
                 save_model(student, args.output)

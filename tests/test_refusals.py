@@ -1,9 +1,6 @@
 """Bad input of every kind: exit code 2, one line on stderr that names the culprit, and no file left behind."""
 
 import shutil
-import struct
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,30 +11,37 @@ import distillation
 import train_teacher
 from data.images import read_image
 from models import EDSR, VDSR, Generator
-from tests.helpers import Outcome, assert_refused, finish, start, student_flags, teacher_flags
+from tests.helpers import assert_refused, student_flags, teacher_flags
 from utils import save_model
 
 
+OWN = """
+from torch import nn
+
+def teacher():
+    network = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2))
+    network.scale, network.channels = 2, 3
+    return network
+
+student = teacher
+"""
+
+
 @pytest.fixture
-def run(tmp_path, tmp_path_factory):
-    """run(script module, flags...) runs a script in an empty folder as a process."""
-    output = tmp_path_factory.mktemp("output")
+def refuse(run, images, tiny_teacher, tmp_path):
+    """refuse(script, flags, *words): beside those of a tiny run, unless `tiny` says others; nothing is touched."""
 
-    def run_script(script, *flags):
-        code = finish(start(Path(script.__file__).name, flags, tmp_path, output))
-        return Outcome(code, (output / "stdout").read_text(), (output / "stderr").read_text())
+    def files():
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
-    return run_script
+    def refused(script, flags, *words, tiny=None):
+        if tiny is None:
+            tiny = teacher_flags(images) if script is train_teacher else student_flags(images, tiny_teacher)
+        before = files()
+        assert_refused(run(script, *tiny, *flags.split()), *words)
+        assert files() == before
 
-
-def files_of(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-
-
-def refuse(run, folder, script, flags, *words):
-    before = files_of(folder)
-    assert_refused(run(script, *flags), *words)
-    assert files_of(folder) == before
+    return refused
 
 
 OPTIONS = [  # flags beside those of a tiny run, and what the line must say
@@ -52,7 +56,8 @@ OPTIONS = [  # flags beside those of a tiny run, and what the line must say
     ("--device=abacus", "--device abacus"), ("--val_dataset=Set5+Set14", "--val_dataset"),
     ("--val_dataset=Set6", "Set6"), ("--data_test=Set5+Set6", "Set6"), ("--data_test=", "--data_test"),
     ("--resume=nowhere.pth", "nowhere.pth"), ("--resume=auto --test_only", "--test_only"),
-    ("--align", "--align"), ("--resume=", "--resume"), ("--pretrained=", "--pretrained"), ("--save_dir=", "--save_dir"),
+    ("--align", ".py: error: unrecognized arguments: --align (--help lists the flags)"), ("--resume=", "--resume"),
+    ("--pretrained=", "--pretrained"), ("--save_dir=", "--save_dir"),
     ("--device=meta", "--device meta"), ("--threads=3000000000", "--threads"), ("--lr=1e39", "--lr"),
     ("--iter=99999999999999999999", "--iter"), ("--batchSize=1" + 400 * "0", "--batchSize"),
     ("--output=/proc/x.pth", "--output /proc/x.pth"),
@@ -64,9 +69,8 @@ OPTIONS = [  # flags beside those of a tiny run, and what the line must say
 
 @pytest.mark.parametrize("script", [train_teacher, distillation])
 @pytest.mark.parametrize("flags, word", OPTIONS)
-def test_options(run, images, tiny_teacher, tmp_path, script, flags, word):
-    tiny = teacher_flags(images) if script is train_teacher else student_flags(images, tiny_teacher)
-    refuse(run, tmp_path, script, (*tiny, *flags.split()), word)
+def test_options(refuse, script, flags, word):
+    refuse(script, flags, word)
 
 
 @pytest.mark.parametrize("flags, word", [
@@ -74,70 +78,77 @@ def test_options(run, images, tiny_teacher, tmp_path, script, flags, word):
     ("--patch_size=57", "no image is large enough"), ("--res_scale=0.1", "--res_scale"),
     ("--res_scale=0 --arch=edsr", "--res_scale"), ("--arch=rcan", "--arch"), ("--arch=edsr", "--scale 0"),
     ("--arch=edsr --scale=3 --patch_size=25", "--patch_size 25"), ("--test_only", "--pretrained"),
-    ("--pretrained=nowhere.pth", "cannot go with --pretrained"), ("--data_dir=nowhere", "nowhere"),
+    ("--pretrained=nowhere.pth", "nowhere.pth"), ("--data_dir=nowhere", "nowhere"),
+    ("--data_dir=nowhere --data_test=skimage", "python -m data.download train291"),
+    ("--student_init=teacher", "--student_init teacher: needs --model_type=half"),
 ])
-def test_options_of_the_teachers_script(run, images, tmp_path, flags, word):
-    refuse(run, tmp_path, train_teacher, (*teacher_flags(images), *flags.split()), word)
+def test_options_of_the_teachers_script(refuse, flags, word):
+    refuse(train_teacher, flags, word)
 
 
 @pytest.mark.parametrize("flags, word", [
     ("--input_size=0", "--input_size"), ("--input_size=31", "--input_size 31"), ("--latent=0", "--latent"),
     ("--stu_step=0", "--stu_step"), ("--lr_G=0", "--lr_G"), ("--reconw=-1", "--reconw"), ("--gw=nan", "--gw"),
-    ("--ge_type=LN", "--ge_type"), ("--inc_num=4", "--inc_num"), ("--inc_num=9", "--inc_num 9: the student has only 6"),
+    ("--ge_type=BN", "--ge_type"), ("--inc_num=4", "--inc_num"), ("--inc_num=9", "--inc_num 9: the student has only 6"),
     ("--inc_num=2", "--inc_step 0"), ("--inc_num=3 --inc_step=1", "--inc_step 1"), ("--inc_step=-1", "--inc_step"),
     ("--grow_init=zero", "--grow_init"), ("--source=dreams", "--source"), ("--student=s.pth", "--student"),
     ("--test_only", "--student"), ("--arch=edsr", "--arch edsr"), ("--n_feats=0", "--n_feats"),
-    ("--pretrained=nowhere.pth", "nowhere.pth"),
+    ("--pretrained=nowhere.pth", "nowhere.pth: no such teacher; train_teacher.py makes"),
     ("--source=folder --data_dir=nowhere --data_test=skimage", "nowhere"),
+    ("--data_test=Set14", "python -m data.download benchmark --to"),
+    ("--bank=-1", "--bank"), ("--bank=8", "--bank 8: the images of generators change"),
+    ("--bank=8 --source=dead_leaves+generator", "--bank=0"),
+    *((f"--student_init=teacher --source=noise {flags}", f"--student_init teacher: {words}") for flags, words in (
+        ("--inc_num=2 --inc_step=1", "--inc_num above 1"), ("--n_resblocks=5", "the student's depth"),
+        ("--n_feats=5", "the student is wider"))),
 ])
-def test_options_of_the_distillation(run, images, tiny_teacher, tmp_path, flags, word):
-    refuse(run, tmp_path, distillation, (*student_flags(images, tiny_teacher), *flags.split()), word)
+def test_options_of_the_distillation(refuse, flags, word):
+    refuse(distillation, flags, word)
+
+
+def test_a_network_of_ones_own_cannot_start_from_its_teacher(refuse, images, tmp_path):
+    """Nothing is known of its layers."""
+    (tmp_path / "own.py").write_text(OWN)
+    torch.save({"0.weight": torch.zeros(12, 3, 3, 3), "0.bias": torch.zeros(12)}, tmp_path / "own.pth")
+    refuse(distillation, "--model=own.py --student_init=teacher --source=noise", "a network of --model",
+           tiny=student_flags(images, "own.pth"))
 
 
 def checkpoint(kind, path, whole):
     """Write a `kind` of bad checkpoint to `path`; `whole` is a good one."""
     content = whole.read_bytes()
     weights = torch.load(whole, weights_only=True)["state_dict"]
-    damaged = {"empty file": b"", "text": b"hello, world\n" * 100, "half": content[: len(content) // 2],
+    damaged = {"empty": b"", "text": b"hello, world\n" * 100, "half": content[: len(content) // 2],
                "a byte less": content[:-1], "zeros": bytes(len(content)), "png": b"\x89PNG\r\n\x1a\n" + bytes(50)}
     others = {
-        "a module": lambda: VDSR(2, 4), "a tensor": lambda: torch.zeros(3), "a list": lambda: [1, 2], "nothing": dict,
-        "a generator": lambda: Generator(4, 8).state_dict(), "numbers": lambda: {"head.weight": 3},
-        "a missing tensor": lambda: {k: v for k, v in weights.items() if k != "body.3.weight"},
-        "a shape": lambda: weights | {"body.3.weight": torch.zeros(4, 5, 3, 3)},
-        "a scalar head": lambda: weights | {"head.weight": torch.tensor(1.0)},
-        "an index": lambda: weights | {"body.99999.weight": torch.zeros(4, 4, 3, 3)},
-        "another arch": lambda: {"config": {"arch": "rcan"}, "state_dict": weights},
-        "a config of words": lambda: {"config": {"arch": "vdsr", "n_feats": "many", "n_resblocks": 2},
-                                      "state_dict": weights},
-        "not finite": lambda: weights | {"head.weight": weights["head.weight"] * float("nan")},
-        "sparse": lambda: weights | {"head.weight": weights["head.weight"].to_sparse()},
-        "complex": lambda: weights | {"head.weight": weights["head.weight"] * 1j},
-        "integers for names": lambda: dict(enumerate(weights.values())),
-        "a res_scale of words": lambda: {"config": EDSR(1, 4).config | {"res_scale": "big"}, "state_dict": weights},
-        "a scale of 5": lambda: {"config": EDSR(1, 4).config | {"scale": 5}, "state_dict": weights},
+        "a tensor": torch.zeros(3), "a list": [1, 2], "nothing": {}, "a generator": Generator(4, 8).state_dict(),
+        "numbers": {"head.weight": 3}, "a shape": weights | {"body.3.weight": torch.zeros(4, 5, 3, 3)},
+        "a missing tensor": {k: v for k, v in weights.items() if k != "body.3.weight"},
+        "a scalar head": weights | {"head.weight": torch.tensor(1.0)},
+        "an index": weights | {"body.99999.weight": torch.zeros(4, 4, 3, 3)},
+        "not finite": weights | {"head.weight": weights["head.weight"] * float("nan")},
+        "sparse": weights | {"head.weight": weights["head.weight"].to_sparse()},
+        "complex": weights | {"head.weight": weights["head.weight"] * 1j},
+        "integers for names": dict(enumerate(weights.values())),
     }
     if kind in damaged:
         path.write_bytes(damaged[kind])
     elif kind == "a folder":
         path.mkdir()
-    elif kind == "a half network in a whole one's config":
-        torch.save({"config": VDSR(6, 2).config, "state_dict": weights}, path)
     else:
-        torch.save(others[kind](), path)
+        torch.save(others[kind], path)
 
 
 @pytest.mark.parametrize("kind", [
-    "empty file", "text", "half", "a byte less", "zeros", "png", "a module", "a tensor", "a list", "nothing",
-    "a generator", "numbers", "a missing tensor", "a shape", "a scalar head", "an index", "another arch",
-    "a config of words", "a scale of 5", "a folder", "not finite", "sparse", "complex", "integers for names",
-    "a res_scale of words", "a half network in a whole one's config",
+    "empty", "text", "half", "a byte less", "zeros", "png", "a tensor", "a list", "nothing", "a generator", "numbers",
+    "a missing tensor", "a shape", "a scalar head", "an index", "a folder", "not finite", "sparse", "complex",
+    "integers for names",
 ])
-def test_checkpoints(run, images, tiny_teacher, tmp_path, kind):
+def test_checkpoints(refuse, tiny_teacher, tmp_path, kind):
+    """As a teacher, and to resume from."""
     checkpoint(kind, tmp_path / "bad.pth", tiny_teacher)
-    refuse(run, tmp_path, distillation, student_flags(images, "bad.pth"), "bad.pth")
-    refuse(run, tmp_path, distillation, (*student_flags(images, tiny_teacher), "--resume=bad.pth"), "bad.pth")
-    refuse(run, tmp_path, train_teacher, ("--test_only", "--pretrained=bad.pth"), "bad.pth")
+    for flag in ("--pretrained", "--resume"):
+        refuse(distillation, f"{flag}=bad.pth", "bad.pth")
 
 
 @pytest.mark.parametrize("script", [train_teacher, distillation])
@@ -147,64 +158,43 @@ def test_too_little_memory_is_one_line(run, images, tiny_teacher, script):
     assert_refused(run(script, *tiny, "--batchSize=2000000000"), "out of memory", "--batchSize")
 
 
-def test_networks_that_do_not_go_together(run, images, tiny_teacher, tmp_path):
-    save_model(EDSR(1, 4, scale=3), tmp_path / "edsr3.pth")
-    save_model(EDSR(1, 4, scale=2), tmp_path / "edsr2.pth")
-    save_model(VDSR(6, 8), tmp_path / "wide.pth")
-    save_model(VDSR(6, 1), tmp_path / "one.pth")
+def test_networks_that_do_not_go_together(refuse, images, tiny_teacher, tmp_path):
+    for name, model in (("edsr3", EDSR(1, 4, scale=3)), ("edsr2", EDSR(1, 4, scale=2)), ("wide", VDSR(6, 8)),
+                        ("one", VDSR(6, 1))):
+        save_model(model, tmp_path / f"{name}.pth")
     both = ("--test_only", "--data_dir", images, "--data_test=Set5", "--device=cpu")
     for teacher, student in (("edsr3.pth", "edsr2.pth"), (tiny_teacher, "edsr2.pth"), (tiny_teacher, "wide.pth")):
-        refuse(run, tmp_path, distillation, (*both, "--pretrained", teacher, "--student", student), student)
-    refuse(run, tmp_path, distillation, (*both, "--pretrained=edsr2.pth", "--student=edsr2.pth", "--scale=3"),
-           "--scale 3", "edsr2.pth")
-    refuse(run, tmp_path, train_teacher, (*both, "--pretrained=edsr2.pth", "--scale=4"), "--scale 4", "edsr2.pth")
-    refuse(run, tmp_path, distillation, student_flags(images, "one.pth"), "one.pth")
+        refuse(distillation, f"--pretrained={teacher} --student={student}", student, tiny=both)
+    refuse(distillation, "--pretrained=edsr2.pth --student=edsr2.pth --scale=3", "--scale 3", "edsr2.pth", tiny=both)
+    refuse(train_teacher, "--pretrained=edsr2.pth --scale=4", "--scale 4", "edsr2.pth", tiny=both)
+    refuse(train_teacher, "--pretrained=edsr2.pth", "cannot go with --pretrained")
+    refuse(distillation, "--pretrained=one.pth", "one.pth")
 
 
-def png(width, height, depth=8, pixels=b""):
-    """A PNG file of the given size, RGB of `depth` bits, whose pixels may be missing."""
-    def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
-
-
-def bad_image(kind, path, good):
-    if kind == "16 bit":
-        Image.fromarray(np.zeros((60, 60), dtype=np.uint16)).save(path)
-    elif kind == "floats":
-        Image.fromarray(np.zeros((60, 60), dtype=np.float32)).save(path.with_suffix(".tif"))
-    elif kind == "small":
-        Image.fromarray(np.zeros((9, 60), dtype=np.uint8)).save(path)
-    else:
-        whole = good.read_bytes()
-        path.write_bytes({"empty": b"", "text": b"hello", "cut": whole[: len(whole) // 2],
-                          "gigapixel": png(60000, 60000), "no pixels": png(60, 60), "100 megapixels": png(10000, 10000),
-                          "16 bit colour": png(60, 60, 16, bytes(60 * (1 + 6 * 60))),
-                          "zero wide": png(0, 60), "a jpeg's first bytes": b"\xff\xd8\xff\xe0"}[kind])
-
-
-@pytest.mark.parametrize("kind", ["empty", "text", "cut", "gigapixel", "no pixels", "zero wide",
-                                  "a jpeg's first bytes", "16 bit", "16 bit colour", "100 megapixels",
-                                  "floats", "small"])
-def test_images(run, images, tiny_teacher, tmp_path, kind):
+@pytest.mark.parametrize("kind", ["text", "cut", "16 bit", "small"])
+def test_images(refuse, images, tmp_path, kind):
     """Among good ones: to train on, where those too small are only left out, and to score on."""
     for place in ("train291", "benchmark/Set5/HR")[kind == "small":]:
         data = tmp_path / place.replace("/", "_")
         shutil.copytree(images, data)
-        bad_image(kind, data / place / "1bad.png", data / place / "0.png")
-        refuse(run, tmp_path, train_teacher, teacher_flags(data), "1bad.")
-        if place != "train291":
-            refuse(run, tmp_path, distillation, student_flags(data, tiny_teacher), "1bad.")
+        if kind in ("16 bit", "small"):
+            shape, dtype = ((60, 60), np.uint16) if kind == "16 bit" else ((9, 60), np.uint8)
+            Image.fromarray(np.zeros(shape, dtype)).save(data / place / "1bad.png")
+        else:
+            good = (data / place / "0.png").read_bytes()
+            (data / place / "1bad.png").write_bytes(good[:2000] if kind == "cut" else b"hello")
+        refuse(train_teacher, f"--data_dir={data}", "1bad.png: ")
+        if place == "train291":
+            refuse(distillation, f"--data_dir={data} --source=folder", "1bad.png: ")
+    refuse(distillation, f"--data_dir={data}", "1bad.png: ")
 
 
-def test_folders(run, images, tiny_teacher, tmp_path):
+def test_folders(refuse, tmp_path):
     (tmp_path / "empty" / "train291").mkdir(parents=True)
     (tmp_path / "file").write_text("not a folder")
     for data in ("empty", "file"):
-        refuse(run, tmp_path, train_teacher, (*teacher_flags(data)[:-1], "--data_test=skimage"), f"{data}/train291")
-        refuse(run, tmp_path, distillation, (*student_flags(data, tiny_teacher), "--data_test=B100"), "B100/HR")
+        refuse(train_teacher, f"--data_dir={data} --data_test=skimage", f"{data}/train291")
+        refuse(distillation, f"--data_dir={data} --data_test=B100", "B100/HR")
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
