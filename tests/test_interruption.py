@@ -10,14 +10,13 @@ import pytest
 import torch
 
 import distillation
-import engine.run
 import train_teacher
 import utils
 from engine.run import Run
 from models import EDSR
 from models.load import load_model
-from tests.helpers import (assert_refused, assert_same_run, but_times, contents, finish, read, start, student_flags,
-                           teacher_flags)
+from tests.helpers import (assert_refused, assert_same_run, but_times, contents, die_at, finish, read, start,
+                           student_flags, teacher_flags)
 
 MUON = "--source=dead_leaves --student_init=teacher --optimizer=muon --schedule=trapezoid --loss_type=L1 --bank=40"
 STAGES = "--inc_num=2 --inc_step=1 --optimizer=adam --schedule=cosine"
@@ -57,20 +56,6 @@ def test_a_run_that_stops_after_every_step_ends_as_if_it_had_not(run, few_places
     rounds = [(1, 0), (2, 0)] if script is train_teacher else [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
     assert places == [(epoch, *place) for epoch in (1, 2) for place in rounds]
     assert_same_run(tmp_path / "whole", tmp_path / "part")
-
-
-def die_at(event, number):
-    """Have this process get signal `number` at the event of that number: a step, or a file's way to the disk."""
-    count = iter(range(1, event + 1))
-
-    def counted(function):
-        def call(*arguments):
-            if next(count, None) == event:
-                os.kill(os.getpid(), number)
-            return function(*arguments)
-        return call
-
-    os.fsync, os.replace, Run.done = counted(os.fsync), counted(os.replace), counted(Run.done)
 
 
 @pytest.mark.parametrize("trial", range(4))
