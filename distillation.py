@@ -7,7 +7,6 @@ Zhang et al., "Data-Free Knowledge Distillation for Image Super-Resolution", CVP
         --latent=256 --lr_G=1e-5 --model_type=half --nEpochs=80 --pretrained=teacher.pth
     python distillation.py --recipe=fast --pretrained=teacher.pth        # from dead leaves images
     python distillation.py --test_only --pretrained=teacher.pth --student=student.pth
-    python distillation.py --test_only --student=student.pth --images photo.jpg folder --scale=3 --save_images=out
 
 A generator for each scale draws LR images. The student learns to give what the teacher gives on them; the
 generators learn to draw images that the teacher reconstructs and on which the student is still wrong.
@@ -24,10 +23,8 @@ from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_valida
 from data.dead_leaves import dead_leaves_source
 from data.sources import Generators, folder_source, lr_size, network_input, noise_source
 from data.table import format_table, paper_scores
-from tools.upscale import upscale_command
 from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
 from models import ARCHITECTURES
-from tools.export import export_student
 from models.pair import load_networks, new_student, student_config
 from engine.options import Parser, add_shared_flags, count, positive, settle_shared_flags, weight, whole
 from engine.run import Run
@@ -54,9 +51,6 @@ def parse_arguments(argv=None):
     add("--recipe", choices=tuple(RECIPES), default="paper", help="other defaults: fast distils from dead leaves")
     add("--pretrained", metavar="CHECKPOINT", default="teacher.pth", help="the teacher")
     add("--student", metavar="CHECKPOINT", help="the student to score with --test_only")
-    add("--export", metavar="FILE", help="write the --student of --test_only to this file, .onnx or .pt2")
-    add("--images", nargs="+", metavar="IMAGE", help="with --test_only: upscale these, files and folders, by --student")
-    add("--save_images", metavar="FOLDER", help="where --images puts NAME.png")
     add("--model", metavar="FILE.py", help="a file that defines teacher() and student() of one's own (see the README)")
     add("--arch", choices=tuple(ARCHITECTURES), help="refuse a teacher of another architecture")
     add("--n_resblocks", type=count, help="the student's body blocks (default: the teacher's)")
@@ -260,11 +254,7 @@ def check(args, teacher, scales):
 
 
 def main(args):
-    if args.images or args.save_images is not None:
-        return upscale_command(args)
     settle_shared_flags(args, "demo" if args.demo else "distillation", "student.pth")
-    if args.export is not None:
-        return export_student(args)
     teacher, student = load_networks(args)
     scales = choose_scales(args.scale, teacher, args.pretrained)
     args.loss_type = args.loss_type or ("MSE" if teacher.upscaled_input else "L1")

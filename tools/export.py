@@ -10,13 +10,14 @@ metadata (see describe): an ONNX file's metadata_props, as JSON where they are n
 
 import io
 import json
+import statistics
 import sys
 import time
+import timeit
 import warnings
 from pathlib import Path
 
 import torch
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.benchmark import Benchmarks, choose_validation
@@ -63,8 +64,8 @@ def record(network):
         with torch.no_grad():
             program = torch.export.export(network, (torch.zeros(batch, network.channels, *size),), dynamic_shapes=free)
     except Exception as error:  # whatever the code of a network of one's own makes it stumble over
-        raise InputError(f"torch.export cannot record this network for any batch, height and width ({first_line(error)})"
-                         ) from None
+        raise InputError("torch.export cannot record this network for any batch, height and width "
+                         f"({first_line(error)})") from None
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     return program, free
@@ -98,14 +99,14 @@ def onnx_content(network, metadata):
     return proto.SerializeToString()
 
 
-def onnx_function(content, threads=1):
-    """The ONNX file as a function of a tensor, on the CPU; None without onnxruntime."""
+def onnx_function(content):
+    """The ONNX file as a function of a tensor, on torch's number of CPU threads; None without onnxruntime."""
     try:
         import onnxruntime
     except ImportError:
         return None
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 4
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(["sr"], {name: x.numpy()})[0])
@@ -189,19 +190,21 @@ def cost(network, path):
     row = {"parameters": sum(p.numel() for p in network.parameters()),
            "multiply-adds per output megapixel, 10^9": multiply_adds(network) / 1e9,
            "checkpoint, MB": Path(path).stat().st_size / 1e6}
-    makers = {"torch": lambda threads: network}
+    make = {"torch": lambda: network}
     try:
         content = make_file(network, ".onnx")[0]
         row[".onnx, MB"] = len(content) / 1e6
-        makers["onnxruntime"] = lambda threads: onnx_function(content, threads)
+        make["onnxruntime"] = lambda: onnx_function(content)
     except InputError as error:
         print(error, file=sys.stderr)
-    for threads in sorted({1, torch.get_num_threads()}):
-        for name, make in makers.items():
-            if function := make(threads):
-                values = {"function": function, "x": random_input(network, *TIMED)}
-                timer = Timer("function(x)", globals=values, num_threads=threads)
-                row[f"{name}, {threads} thread{'s' * (threads > 1)}, ms"] = 1000 * timer.blocked_autorange().median
+    x, all_threads = random_input(network, *TIMED), torch.get_num_threads()
+    for threads in sorted({1, all_threads}):
+        torch.set_num_threads(threads)
+        for name in make:
+            if function := make[name]():
+                times = timeit.repeat(lambda: function(x), number=1, repeat=9)[2:]  # two to warm up
+                row[f"{name}, {threads} thread{'s' * (threads > 1)}, ms"] = 1000 * statistics.median(times)
+    torch.set_num_threads(all_threads)
     return row
 
 
