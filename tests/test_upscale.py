@@ -10,8 +10,8 @@ from torch import nn
 from bicubic import imresize
 from data.images import open_image
 from models import EDSR, VDSR
-from tests.helpers import SRGB, bicubic_network, pixels, resized
-from tools.upscale import upscale_bands, upscale_file, upscale_pixels
+from tests.helpers import bicubic_network, pixels, resized
+from tools.upscale import upscale_bands, upscale_pixels
 
 
 class Nearest(nn.Module):
@@ -53,10 +53,6 @@ def test_luma_is_by_the_network_and_chroma_by_bicubic(make, scale):
     result = upscale_pixels(model, rgb, scale)
     np.testing.assert_allclose(result, ycbcr2rgb(expected.double().numpy(), channel_axis=0), atol=2e-6)
     assert (result - imresize(rgb, scale)).abs().max() > 0.05
-
-
-def test_a_network_on_rgb_gives_all_colours():
-    np.testing.assert_array_equal(upscaled(Nearest(3, 3), pixels(5, 6), 3), pixels(5, 6).repeat(3, 0).repeat(3, 1))
 
 
 @pytest.mark.parametrize("model", [bicubic_network(), Nearest(2, 3), Nearest(2, 1)], ids=["luma", "rgb", "own luma"])
@@ -144,27 +140,6 @@ def test_what_of_a_large_image_is_held_at_a_time():
     sizes = [band.nbytes for band in upscale_bands(Nearest(4, 3), Image.fromarray(pixels(200, 40)), 4, "cpu",
                                                    largest=8000)]
     assert sum(sizes) == 200 * 40 * 16 * 3 and max(sizes) < sum(sizes) / 20
-
-
-# ---- files -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
-@pytest.mark.parametrize("size", [(5, 7), (1, 1)])
-def test_the_png_holds_the_pixels(tmp_path, mode, size, monkeypatch):
-    monkeypatch.setattr("tools.upscale._BAND", 1)
-    channels = {"L": 1, "I;16": 1}.get(mode, len(mode))
-    image = pixels(size[1], size[0], channels, np.uint16 if mode == "I;16" else np.uint8)
-    if mode.endswith("A"):
-        image[..., -1] = 255
-    Image.fromarray(image.squeeze(-1) if channels == 1 else image).save(tmp_path / "a.png", icc_profile=SRGB)
-    done = []
-    upscale_file(Nearest(2, 3), tmp_path / "a.png", tmp_path / "b.png", 2, "cpu", progress=done.append)
-    assert sum(done) == 4 * size[0] * size[1] and sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
-    with Image.open(tmp_path / "b.png") as result:
-        assert result.mode in (mode, {"I;16": "I"}.get(mode)) and result.info["icc_profile"] == SRGB
-        found = np.asarray(result).reshape(2 * size[1], 2 * size[0], -1)
-    np.testing.assert_array_equal(found, image.repeat(2, 0).repeat(2, 1))
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])

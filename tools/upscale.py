@@ -66,20 +66,20 @@ def upscale_pixels(model, pixels, scale, ensemble=False):
     """
     colours = 3 if len(pixels) > 2 else 1
     rgb, alpha = pixels[:colours].expand(3, -1, -1), pixels[colours:]  # alpha: of no or one channel
-    rgb = _spread(rgb, alpha) if len(alpha) else rgb
-    upscaled, upscaled_alpha = imresize(rgb, scale), imresize(alpha, scale)
-    if len(alpha):
-        weighted = (imresize(rgb * alpha, scale) / upscaled_alpha).clamp(0, 1)
-        upscaled = torch.where(upscaled_alpha > 1 / 512, weighted, upscaled)  # less than that rounds to 0
+    rgb, result_alpha = _spread(rgb, alpha) if len(alpha) else rgb, imresize(alpha, scale)
     if model.channels == 3:
         result = run_network(model, rgb, ensemble)
     else:
+        upscaled = imresize(rgb, scale)
+        if len(alpha):
+            weighted = (imresize(rgb * alpha, scale) / result_alpha).clamp(0, 1)
+            upscaled = torch.where(result_alpha > 1 / 512, weighted, upscaled)  # less than that rounds to 0
         y = _luma(upscaled)
-        result = run_network(model, y if model.upscaled_input else _luma(rgb), ensemble)
-        result = upscaled + 255 / 219 * (result - y)
+        network_y = run_network(model, y if model.upscaled_input else _luma(rgb), ensemble)
+        result = upscaled + 255 / 219 * (network_y - y)
     if colours == 1:
         result = (_luma(result) * 255 - 16) / 219
-    return torch.cat((result, upscaled_alpha))
+    return torch.cat((result, result_alpha))
 
 
 def upscale_bands(model, image, scale, device, ensemble=False, largest=_BAND):
@@ -113,7 +113,7 @@ def upscale_file(model, path, output, scale, device, ensemble=False, progress=la
     beside = output.with_name(output.name + ".part")
     try:
         with tempfile.TemporaryFile(dir=output.parent) as file:
-            for band in upscale_bands(model, image, scale, device, ensemble):
+            for band in upscale_bands(model, image, scale, device, ensemble, _BAND):
                 file.write(band)
                 progress(band.shape[0] * band.shape[1])
             file.flush()
@@ -132,21 +132,21 @@ def upscale_file(model, path, output, scale, device, ensemble=False, progress=la
 
 def find_inputs(given):
     """The image files that `given` names, each once: files, and those directly in folders. Raises InputError."""
-    paths = []
+    paths, known = [], ", ".join(sorted(EXTENSIONS))
     for name in given:
-        place, known = Path(name), ", ".join(sorted(EXTENSIONS))
-        if not (name and place.exists()):
+        found = list_images(name) if Path(name).is_dir() else [Path(name)]
+        if not (name and Path(name).exists()):
             raise InputError(f"'{name}': no such image or folder")
-        if place.is_file() and place.suffix.lower() not in EXTENSIONS:
-            raise InputError(f"{name}: is none of {known}")
-        if place.is_dir() and not list_images(place):
+        if not found:
             raise InputError(f"{name}: no image directly in it ({known})")
-        paths += list_images(place) if place.is_dir() else [place]
+        if found[0].suffix.lower() not in EXTENSIONS:
+            raise InputError(f"{name}: is none of {known}")
+        paths += found
     return list({os.path.abspath(path): path for path in paths}.values())
 
 
 def choose_outputs(paths, folder):
-    """{output path: input path}. Raises InputError where two would share an output, or it is an input or a folder."""
+    """{folder/NAME.png: path}. Raises InputError where two would share an output, or it is an input or a folder."""
     inputs, outputs = {path.resolve() for path in paths}, {}
     for path in paths:
         output = Path(folder) / f"{path.stem}.png"
