@@ -216,8 +216,8 @@ class Learner:
             raise NotFinite(f"{self.loss} is {loss:g}, its gradient's norm {norm:g}")
 
     def state_dict(self):
-        return {"config": self.network.config, "network": self.network.state_dict(), 
-                "optimizer": self.optimizer.state_dict()["state"], "scaler": self.scaler.state_dict()}
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()["state"],
+                "lr": [group["lr"] for group in self.optimizer.param_groups], "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state):
         """The state_dict of a learner of such a network. Raises RuntimeError, KeyError, ValueError on another's."""
@@ -225,6 +225,8 @@ class Learner:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         self._set_optimizer(self.optimizer)
+        for group, lr in zip(self.optimizer.param_groups, state["lr"]):
+            group["lr"].fill_(lr)
         self.scaler.load_state_dict(state["scaler"])
 
 
