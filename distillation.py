@@ -152,18 +152,19 @@ def stages(depth, settings):
     return list(zip(begins, begins[1:] + [settings.nEpochs + 1], blocks))
 
 
-def distil(teacher, student, images, settings, generators=None, depth=None, run=None, validate=None, call=call):
+def distil(teacher, student, images, settings, generators=None, depth=0, run=None, validate=None, call=call):
     """Distil the network `teacher` into the network `student`, which is returned.
 
     images(step): a batch x and the teacher's output T(x), see labelled. generators: {scale: learner of G_s}, where they
     learn. depth: the student's at the end, where it grows in stages. run: an engine.run.Run, for log and checkpoints.
     validate(student): {scale: PSNR} after an epoch. call: how steps are run, see engine.graphs.
     """
-    s, D, run = settings, distance(settings.loss_type), run or Run(epochs=settings.nEpochs, losses=losses(generators))
+    s, D = settings, distance(settings.loss_type)
     learner = lambda network: Learner(network, make_optimizer(network, s.optimizer, s.lr, s.momentum, s.weight_decay),
                                       s.precision, s.clip, "D(S(x), T(x))")
     keep = {f"generator_{scale}": generator for scale, generator in (generators or {}).items()}
     S = learner(student)
+    run = run or Run(epochs=s.nEpochs, losses=losses(generators), device=S.device)
     run.begin(student=S, **keep)
     for epoch in range(run.epoch, s.nEpochs + 1):
         begin, end, blocks = next(stage for stage in stages(depth, s) if stage[0] <= epoch < stage[1])

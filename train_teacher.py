@@ -103,9 +103,7 @@ def start_from_teacher(args):
     teacher = load_model(args.pretrained, args.device, args.res_scale)
     config = {**half_width(teacher.config), **({"n_feats": args.n_feats} if args.n_feats else {})}
     check_start(teacher, config)
-    if args.resume:  # its weights come from the checkpoint
-        return build_model(config).to(args.device)
-    images = start_images(teacher.scales, args.patch_size, teacher.channels, teacher.upscaled_input, args.seed, args.device)
+    images = start_images(teacher.scales, 48, teacher.channels, teacher.upscaled_input, args.seed, args.device)
     return new_student(teacher, config, args.device, images=images, seed=args.seed, disable=parallel.quiet())
 
 
@@ -132,7 +130,8 @@ def main(args):
     benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device, args.self_ensemble)
     log = Log(args.save_dir, args.tensorboard)
     settings = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
-    settings |= {"script": "train_teacher", "initial": fingerprint(model) if args.pretrained else None, **model.config}
+    initial = args.pretrained and fingerprint(load_model(args.pretrained, res_scale=args.res_scale))
+    settings |= {"script": "train_teacher", "initial": initial, **model.config}
     run = Run(args.save_dir, log, settings, args.resume, args.nEpochs, ("loss",), args.start_epoch, args.batchSize,
               args.checkpoint_every, args.device)
     if not args.test_only:

@@ -1,8 +1,8 @@
 """Where the student's inputs come from.
 
 A source is a function draw(scale, step, count) -> network inputs (count, C, H, W), float32 in [0, 1], the same for
-the same seed and step. The next call may overwrite what the last one returned. size: side of the inputs in HR pixels.
-upscaled: whether they are upscaled to it by bicubic (VDSR) or stay small (EDSR). call: see engine.graphs.call.
+the same seed and step. size: side of the inputs in HR pixels. upscaled: whether they are upscaled to it by bicubic
+(VDSR) or stay small (EDSR). call: see engine.graphs.call.
 """
 
 import torch
@@ -66,7 +66,8 @@ def start_images(scales, size, channels, upscaled, seed, device="cpu", count=256
     draw = dead_leaves_source(size, channels, upscaled, seed, device)
     shares = (count // 2, count // 4, count // 4) if len(scales) == 3 else (count // len(scales),) * len(scales)
     images = [draw(scale, -1, share) for scale, share in zip(scales, shares)]
-    return torch.cat([image for image in images if image.shape[1:] == images[0].shape[1:]])
+    side = min(image.shape[-1] for image in images)
+    return torch.cat([image[..., :side, :side] for image in images])
 
 
 def folder_source(paths, scales, size, channels, upscaled, seed, device="cpu"):
@@ -80,23 +81,17 @@ class Bank:
     """Images with the teacher's outputs, made once and used again: batch(step, count) -> (inputs, targets).
 
     On a CPU the frozen teacher is more than half of a step. draw: a source. label(x): the teacher's outputs. size: how
-    many images, of all scales in equal parts. Every pass is a new order; none is flipped or turned, since the teacher
+    many images, of all scales in equal parts, rounded up to whole chunks of each. Every pass is a new order; none is flipped or turned, since the teacher
     is not symmetric. A batch depends on the seed and the step alone.
     """
 
     CHUNK = 32
 
     def __init__(self, draw, label, scales, size, seed, progress=lambda chunks: chunks):
-        pairs = {scale: [] for scale in scales}
-        for step in progress(range(-(-size // self.CHUNK))):
-            scale = scales[step % len(scales)]
-            x = draw(scale, step, self.CHUNK).clone()
-            pairs[scale].append((x, label(x).clone()))
-        # Scales whose inputs are of one size are mixed in a batch, the others take turns.
-        by_shape = {}
-        for chunks in pairs.values():
-            for x, target in chunks:
-                by_shape.setdefault(x.shape[1:], []).append((x, target))
+        by_shape = {}  # scales whose inputs are of one size are mixed in a batch, the others take turns
+        for step in progress(range(len(scales) * -(-size // (len(scales) * self.CHUNK)))):
+            x = draw(scales[step % len(scales)], step, self.CHUNK)
+            by_shape.setdefault(x.shape[1:], []).append((x, label(x)))
         self.stacks = [tuple(map(torch.cat, zip(*chunks))) for chunks in by_shape.values()]
         self.seed, self.order, self.turn = seed, None, None
 

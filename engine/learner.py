@@ -193,7 +193,8 @@ class Learner:
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         loss = parallel.sum_gradients(self.weights, loss.detach())
-        self.scaler.unscale_(self.optimizer)
+        next(weight.grad for weight in self.weights if weight.grad is not None).add_(0 * loss)  # nan where that is not
+        self.scaler.unscale_(self.optimizer)  # finite: of L1 the gradient may be, and the step would be made
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.clip)
         self._judge(loss, norm)
         self.scaler.step(self.optimizer)
@@ -216,7 +217,7 @@ class Learner:
             raise NotFinite(f"{self.loss} is {loss:g}, its gradient's norm {norm:g}")
 
     def state_dict(self):
-        return {"config": self.network.config, "network": self.network.state_dict(), 
+        return {"config": getattr(self.network, "config", None), "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict()["state"], "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state):
