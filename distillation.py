@@ -39,14 +39,13 @@ from utils import InputError, fingerprint, random_stream, run_script, save_json,
 
 # The defaults are the paper's command; "fast" is this project's own.
 FAST = dict(source="dead_leaves", student_init="teacher", optimizer="muon", schedule="trapezoid", loss_type="L1",
-            batchSize=8, nEpochs=10, iter=20, stu_step=40)
+            batchSize=16, nEpochs=10, iter=20, stu_step=20)
 RECIPES = {"paper": {}, "fast": FAST}
 # --demo: a small teacher (how it was trained is in the README) and settings for a minute on a CPU.
 DEMO = FAST | dict(
     pretrained=str(Path(__file__).parent / "models" / "demo_teacher.pth"), output="runs/demo/student.pth",
     data_test="skimage", val_dataset="skimage", nEpochs=3, iter=10,
 )
-LARGEST_BANK = 32_768  # images: 600 MB of 48x48, with the teacher's outputs
 
 
 def parse_arguments(argv=None):
@@ -68,8 +67,8 @@ def parse_arguments(argv=None):
         default="generator", help="of student inputs: the paper's generators, noise, the real images of --data_dir, "
         "dead leaves images, or these and generated ones in turn")
     add("--noise", choices=("uniform", "normal"), default="uniform", help="distribution of --source=noise")
-    add("--bank", type=whole, metavar="N", help="draw N images once, with the teacher's outputs, and use them again; 0: "
-        "fresh ones every step (default: 0, but on a CPU with --recipe=fast a quarter of the images seen)")
+    add("--bank", type=whole, metavar="N", help="draw N images every epoch, with the teacher's outputs, and use them "
+        "again within it; 0: fresh ones every step (default: 0, but on a CPU with --recipe=fast a quarter of an epoch's)")
     add("--input_size", type=count, default=48, help="side of the student's inputs, in HR pixels")
     add("--stu_step", type=count, default=50, help="student steps a round")
     add("--latent", type=count, default=256, help="length of the latent vector")
@@ -265,8 +264,8 @@ def label(teacher, precision, x):
 def labelled(args, settings, teacher, draw, call):
     """images(step) for distil: fresh ones every step, or with --bank those drawn before."""
     if args.bank:
-        bank = Bank(draw, partial(call, label, teacher, args.precision), settings.scales, args.bank, args.seed,
-                    partial(tqdm, desc="bank", unit="chunk", leave=False, disable=parallel.quiet()))
+        bank = Bank(draw, partial(call, label, teacher, args.precision), settings.scales, args.bank, args.iter * args.stu_step,
+                    args.seed, partial(tqdm, desc="bank", unit="chunk", leave=False, disable=parallel.quiet()))
         return lambda step: tuple(part[parallel.share(args.batchSize)] for part in bank.batch(step, args.batchSize))
 
     def fresh(step):
@@ -305,9 +304,9 @@ def settle(args):
     settle_shared_flags(args, "demo" if args.demo else "distillation", "student.pth")
     if args.bank is None:
         fast = args.recipe == "fast" or args.demo
-        seen = args.nEpochs * args.iter * args.stu_step * args.batchSize
         on_cpu = args.device == "cpu" or args.device == "auto" and not torch.cuda.is_available()
-        args.bank = min(max(seen // 4, 1), LARGEST_BANK) if fast and on_cpu and "generator" not in args.source else 0
+        seen = args.iter * args.stu_step * args.batchSize  # in an epoch
+        args.bank = -(-seen // 4) if fast and on_cpu and "generator" not in args.source else 0
 
 
 def warn_of_a_bad_teacher(validation, teacher, path, log):

@@ -78,34 +78,38 @@ def folder_source(paths, scales, size, channels, upscaled, seed, device="cpu"):
 
 
 class Bank:
-    """Images with the teacher's outputs, made once and used again: batch(step, count) -> (inputs, targets).
+    """Images with the teacher's outputs, drawn anew every `steps` batches and used again and again in between.
 
     On a CPU the frozen teacher is more than half of a step. draw: a source. label(x): the teacher's outputs. size: how
-    many images, of all scales in equal parts, rounded up to whole chunks of each. Every pass is a new order; none is flipped or turned, since the teacher
-    is not symmetric. A batch depends on the seed and the step alone.
+    many images, rounded up to whole chunks of every scale. Every pass is a new order; none is flipped or turned, since
+    the teacher is not symmetric. batch(step, count) -> (inputs, targets) depends on the seed and the step alone.
     """
 
-    CHUNK = 32
+    CHUNK = 32  # images drawn and labelled at once
 
-    def __init__(self, draw, label, scales, size, seed, progress=lambda chunks: chunks):
-        by_shape = {}  # scales whose inputs are of one size are mixed in a batch, the others take turns
-        for step in progress(range(len(scales) * -(-size // (len(scales) * self.CHUNK)))):
-            x = draw(scales[step % len(scales)], step, self.CHUNK)
-            by_shape.setdefault(x.shape[1:], []).append((x, label(x)))
-        self.stacks = [tuple(map(torch.cat, zip(*chunks))) for chunks in by_shape.values()]
-        self.seed, self.order, self.turn = seed, None, None
+    def __init__(self, draw, label, scales, size, steps, seed, progress=iter):
+        self.draw, self.label, self.scales, self.steps, self.seed = draw, label, scales, steps, seed
+        self.progress, self.number = progress, None
+        self.chunks = len(scales) * -(-size // (len(scales) * self.CHUNK))
 
     def batch(self, step, count):
+        number, step = divmod(step, self.steps)
+        if number != self.number:
+            self.number, self.stacks = number, self._fill(number)
         inputs, targets = self.stacks[step % len(self.stacks)]
-        first = step // len(self.stacks) * count
-        index = [self._place(turn, first - turn * len(inputs), count, len(inputs))
-                 for turn in range(first // len(inputs), (first + count - 1) // len(inputs) + 1)]
-        index = torch.cat(index)
+        place = step // len(self.stacks) * count
+        index = torch.cat([self._order(turn, len(inputs))[max(place - turn * len(inputs), 0):][:count]
+                           for turn in range(place // len(inputs), (place + count - 1) // len(inputs) + 1)])[:count]
         return inputs[index], targets[index]
 
-    def _place(self, turn, first, count, length):
-        """Those of the places `first` to `first` + `count` that lie within pass `turn` through `length` images."""
-        if self.turn != (turn, length):
-            stream = random_stream(self.seed, "bank", turn)
-            self.order, self.turn = torch.randperm(length, generator=stream), (turn, length)
-        return self.order[max(first, 0):first + count]
+    def _fill(self, number):
+        """[(inputs, targets)]: scales whose inputs are of one size are mixed in a batch, others take turns."""
+        stacks = {}
+        for i in self.progress(range(self.chunks)):
+            scale = self.scales[i % len(self.scales)]
+            x = self.draw(scale, number * self.chunks + i, self.CHUNK)
+            stacks.setdefault(x.shape[1:], []).append((x, self.label(x)))
+        return [tuple(map(torch.cat, zip(*chunks))) for chunks in stacks.values()]
+
+    def _order(self, turn, length):
+        return torch.randperm(length, generator=random_stream(self.seed, "bank", self.number, turn))
