@@ -271,7 +271,8 @@ def test_steps_in_half_precision_follow_those_in_single(name, precision):
 
 
 @pytest.mark.parametrize("device, has_bf16, best", [
-    ("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cpu", None, "fp32"), ("cuda", False, "fp16"), ("mps", True, "fp32")])
+    ("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cpu", None, "fp32"), ("cuda", False, "fp16"),
+    ("mps", True, "fp32")])
 def test_best_precision(device, has_bf16, best, monkeypatch):
     if has_bf16 is None:  # a PyTorch that cannot be asked
         monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)

@@ -1,4 +1,4 @@
-"""Where the student's inputs come from: noise, real images, the images it starts from, and the bank. Dead leaves: their own."""
+"""Noise, real images, the images a student starts from, and the bank. Dead leaves: test_dead_leaves.py."""
 
 import pytest
 import torch
