@@ -110,10 +110,11 @@ def test_a_banks_batch_depends_on_seed_and_step_alone():
 def test_a_bank_is_drawn_anew_when_its_steps_are_made():
     source = Numbered({2: 8})
     bank = source.bank(steps=5, size=40)
-    numbers(bank, range(5))
+    first = numbers(bank, range(5))
     assert source.drawn == [(2, 0), (2, 1)]  # whole chunks
-    numbers(bank, range(5, 10))
+    second = numbers(bank, range(5, 10))
     assert source.drawn == [(2, step) for step in range(4)]
+    assert first != [[number - 64 for number in batch] for batch in second]  # nor is the order the same
 
 
 def test_a_small_bank_has_every_scale():
