@@ -39,7 +39,7 @@ from utils import InputError, fingerprint, random_stream, run_script, save_json,
 
 # The defaults are the paper's command; "fast" is this project's own.
 FAST = dict(source="dead_leaves", student_init="teacher", optimizer="muon", schedule="trapezoid", loss_type="L1",
-            batchSize=16, nEpochs=10, iter=20, stu_step=20)
+            batchSize=16, nEpochs=10, iter=16, stu_step=20)
 RECIPES = {"paper": {}, "fast": FAST}
 # --demo: a small teacher (how it was trained is in the README) and settings for a minute on a CPU.
 DEMO = FAST | dict(
@@ -67,8 +67,9 @@ def parse_arguments(argv=None):
         default="generator", help="of student inputs: the paper's generators, noise, the real images of --data_dir, "
         "dead leaves images, or these and generated ones in turn")
     add("--noise", choices=("uniform", "normal"), default="uniform", help="distribution of --source=noise")
-    add("--bank", type=whole, metavar="N", help="draw N images every epoch, with the teacher's outputs, and use them "
-        "again within it; 0: fresh ones every step (default: 0, but on a CPU with --recipe=fast a quarter of an epoch's)")
+    add("--bank", type=whole, metavar="N", help="add N images every epoch to those drawn, with the teacher's outputs, "
+        "and use them all again; 0: fresh ones every step (default: 0, but on a CPU with --recipe=fast a quarter of an "
+        "epoch's)")
     add("--input_size", type=count, default=48, help="side of the student's inputs, in HR pixels")
     add("--stu_step", type=count, default=50, help="student steps a round")
     add("--latent", type=count, default=256, help="length of the latent vector")

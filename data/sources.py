@@ -78,38 +78,44 @@ def folder_source(paths, scales, size, channels, upscaled, seed, device="cpu"):
 
 
 class Bank:
-    """Images with the teacher's outputs, drawn anew every `steps` batches and used again and again in between.
+    """Images with the teacher's outputs, which grow by `size` every `steps` batches and are used again and again.
 
-    On a CPU the frozen teacher is more than half of a step. draw: a source. label(x): the teacher's outputs. size: how
-    many images, rounded up to whole chunks of every scale. Every pass is a new order; none is flipped or turned, since
-    the teacher is not symmetric. batch(step, count) -> (inputs, targets) depends on the seed and the step alone.
+    On a CPU the frozen teacher is more than half of a step. draw: a source. label(x): the teacher's outputs. What is
+    drawn is whole chunks of every scale; of more than MOST images the oldest go. Every pass is a new order; none is
+    flipped or turned, since the teacher is not symmetric. batch(step, count) -> (inputs, targets) depends on the seed
+    and the step alone.
     """
 
     CHUNK = 32  # images drawn and labelled at once
+    MOST = 32_768  # images: 600 MB of 48x48, with the teacher's outputs
 
     def __init__(self, draw, label, scales, size, steps, seed, progress=iter):
         self.draw, self.label, self.scales, self.steps, self.seed = draw, label, scales, steps, seed
-        self.progress, self.number = progress, None
+        self.progress, self.parts, self.number = progress, {}, None
         self.chunks = len(scales) * -(-size // (len(scales) * self.CHUNK))
 
     def batch(self, step, count):
         number, step = divmod(step, self.steps)
         if number != self.number:
-            self.number, self.stacks = number, self._fill(number)
+            self._grow_to(number)
         inputs, targets = self.stacks[step % len(self.stacks)]
-        place = step // len(self.stacks) * count
-        index = torch.cat([self._order(turn, len(inputs))[max(place - turn * len(inputs), 0):][:count]
-                           for turn in range(place // len(inputs), (place + count - 1) // len(inputs) + 1)])[:count]
+        place, length = step // len(self.stacks) * count, len(inputs)
+        index = torch.cat([self._order(turn, length)[max(place - turn * length, 0):][:count]
+                           for turn in range(place // length, (place + count - 1) // length + 1)])[:count]
         return inputs[index], targets[index]
 
-    def _fill(self, number):
-        """[(inputs, targets)]: scales whose inputs are of one size are mixed in a batch, others take turns."""
-        stacks = {}
-        for i in self.progress(range(self.chunks)):
-            scale = self.scales[i % len(self.scales)]
-            x = self.draw(scale, number * self.chunks + i, self.CHUNK)
-            stacks.setdefault(x.shape[1:], []).append((x, self.label(x)))
-        return [tuple(map(torch.cat, zip(*chunks))) for chunks in stacks.values()]
+    def _grow_to(self, number):
+        """Draw what is missing. stacks: scales whose inputs are of one size are mixed in a batch, others take turns."""
+        first = max(0, number + 1 - max(1, self.MOST // (self.chunks * self.CHUNK)))
+        kept = range(first * self.chunks, (number + 1) * self.chunks)
+        self.parts = {i: pair for i, pair in self.parts.items() if i in kept}
+        for i in self.progress([i for i in kept if i not in self.parts]):
+            x = self.draw(self.scales[i % len(self.scales)], i, self.CHUNK)
+            self.parts[i] = x, self.label(x)
+        by_shape = {}
+        for i in kept:
+            by_shape.setdefault(self.parts[i][0].shape[1:], []).append(self.parts[i])
+        self.number, self.stacks = number, [tuple(map(torch.cat, zip(*chunks))) for chunks in by_shape.values()]
 
     def _order(self, turn, length):
         return torch.randperm(length, generator=random_stream(self.seed, "bank", self.number, turn))

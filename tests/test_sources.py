@@ -107,14 +107,18 @@ def test_a_banks_batch_depends_on_seed_and_step_alone():
     assert numbers(Numbered(sizes).bank(30, seed=2), steps) != [whole[step] for step in steps]
 
 
-def test_a_bank_is_drawn_anew_when_its_steps_are_made():
-    source = Numbered({2: 8})
-    bank = source.bank(steps=5, size=40)
-    first = numbers(bank, range(5))
-    assert source.drawn == [(2, 0), (2, 1)]  # whole chunks
-    second = numbers(bank, range(5, 10))
-    assert source.drawn == [(2, step) for step in range(4)]
-    assert first != [[number - 64 for number in batch] for batch in second]  # nor is the order the same
+def test_a_bank_grows_until_the_oldest_images_go(monkeypatch):
+    """By whole chunks; none is drawn again but where a run is resumed, and then those still there alone."""
+    monkeypatch.setattr(Bank, "MOST", 130)
+    source, resumed = Numbered({2: 8}), Numbered({2: 8})
+    bank = source.bank(steps=16, size=40)
+    for number in range(3):
+        seen = sum(numbers(bank, range(16 * number, 16 * number + 16)), [])
+        assert source.drawn == [(2, step) for step in range(2 * number + 2)]
+        images = range(2000 + 64 * max(number - 1, 0), 2064 + 64 * number)
+        assert sorted(seen) == sorted([*images] * (128 // len(images)))
+    assert numbers(resumed.bank(steps=16, size=40), [47])[0] == seen[-8:]
+    assert resumed.drawn == [(2, step) for step in range(2, 6)]
 
 
 def test_a_small_bank_has_every_scale():
