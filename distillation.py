@@ -165,11 +165,11 @@ def distil(teacher, student, images, settings, generators=None, depth=1, run=Non
     validate(student): {scale: PSNR} after an epoch. call: how steps are run, see engine.graphs.
     """
     s, D = settings, distance(settings.loss_type)
-    run = run or Run(epochs=s.nEpochs, losses=losses(generators), device=next(student.parameters()).device)
     learner = lambda network: Learner(network, make_optimizer(network, s.optimizer, s.lr, s.momentum, s.weight_decay),
                                       s.precision, s.clip, "D(S(x), T(x))")
     keep = {f"generator_{scale}": generator for scale, generator in (generators or {}).items()}
     S = learner(student)
+    run = run or Run(epochs=s.nEpochs, losses=losses(generators), device=S.device)
     run.begin(student=S, **keep)
     for epoch in range(run.epoch, s.nEpochs + 1):
         begin, end, blocks = stage(epoch, depth, s)

@@ -106,7 +106,7 @@ def make_student(args, teacher):
 
 def fit_to_teacher(args, model, teacher):
     """The model as a student that starts from its teacher's layers."""
-    images = start_images(teacher.scales, args.patch_size, teacher.channels, teacher.upscaled_input, args.seed, args.device)
+    images = start_images(teacher.scales, 48, teacher.channels, teacher.upscaled_input, args.seed, args.device)
     return new_student(teacher, model.config, args.device, images=images, seed=args.seed, disable=parallel.quiet())
 
 
