@@ -324,10 +324,12 @@ def warn_of_a_bad_teacher(validation, teacher, path, log):
 
 
 def prepare(args, settings, teacher):
-    """All that reads the user's images, before a run's folder is touched: (validation set, generators, source, call)."""
+    """All that reads the user's images, before the run's folder is touched: (validation, generators, source, call)."""
     validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), settings.scales, args.device)
     call = recorder(args.device, args.plain)
-    generators = make_generators(settings, args.input_size, teacher, args.device) if "generator" in args.source else None
+    generators = None
+    if "generator" in args.source:
+        generators = make_generators(settings, args.input_size, teacher, args.device)
     return validation, generators, make_source(args, settings, teacher, generators, call), call
 
 

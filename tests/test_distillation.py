@@ -1,7 +1,6 @@
 """The method, step by step: losses, phases, stages, sources, schedules."""
 
 import math
-import signal
 
 import pytest
 import torch
@@ -14,10 +13,9 @@ from distillation import (Settings, check, choose_scale, distil, generator_losse
                           make_generators, make_source, parse_arguments, settle, stages)
 from engine.graphs import call
 from engine.learner import Learner, distance, make_optimizer, train_step
-from engine.log import Log
 from engine.run import Run
 from models import VDSR, Generator, build_model, half_width
-from utils import InputError, Stopped
+from utils import InputError
 
 CPU = torch.device("cpu")
 
@@ -215,35 +213,6 @@ def test_each_stage_starts_afresh_and_keeps_what_is_trained(logged):
     for found, wanted in zip(logged, expected, strict=True):
         assert found[0] == wanted[0] and found[1:3] == pytest.approx(wanted[1:])
     assert student.config == {"arch": "vdsr", "n_resblocks": 6, "n_feats": 2}
-
-
-@pytest.mark.parametrize("place", [(1, 0, 1), (1, 2, 0), (2, 1, 2)])  # epoch, round, step that come next
-def test_stages_resume_bit_for_bit(place, tmp_path, monkeypatch):
-    """Stopped in the first stage, at its end or in the second: the run goes on as if it had not been."""
-    settings = Settings(scales=(2,), nEpochs=2, iter=2, stu_step=2, batchSize=2, latent=5, inc_num=2, inc_step=1,
-                        optimizer="muon", lr=0.01, lr_G=0.01)
-
-    def whole(name, resume=None):
-        run = Run(tmp_path / name, Log(tmp_path / name), {}, resume, 2, ("student", "L_R", "L_adv"))
-        teacher, student = networks()
-        if run.state:
-            student = build_model(run.state["parts"]["student"]["config"])
-        generators = make_generators(settings, 32, teacher, CPU)
-        with run:
-            distil(teacher, student, images, settings, generators, 4, run)
-        return [*student.parameters(), *generators[2].network.parameters()]
-
-    expected, done = whole("whole"), Run.done
-
-    def stopping(run, *next_):
-        done(run, *next_)
-        if (run.epoch, run.round, run.step) == place:
-            raise Stopped(signal.SIGTERM, True)
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Run, "done", stopping)
-        whole("part")
-    assert all(map(torch.equal, whole("part", "auto"), expected))
 
 
 def test_all_scales_are_drawn_evenly_and_reproducibly():

@@ -19,7 +19,7 @@ from tests.helpers import (assert_refused, assert_same_run, but_times, contents,
                            student_flags, teacher_flags)
 
 MUON = "--source=dead_leaves --student_init=teacher --optimizer=muon --schedule=trapezoid --loss_type=L1 --bank=40"
-STAGES = "--inc_num=2 --inc_step=1 --optimizer=adam --schedule=cosine"
+STAGES = "--inc_num=2 --inc_step=1 --optimizer=muon --schedule=cosine --lr_G=0.01"
 EDSR_TEACHER = "--arch=edsr_baseline --optimizer=adam --schedule=cosine --precision=bf16"
 
 

@@ -8,7 +8,6 @@ import subprocess
 import pytest
 import torch
 
-import distillation
 import train_teacher
 from models import VDSR
 from tests.helpers import ROOT
@@ -79,9 +78,9 @@ def test_a_command_runs(run, few_places, folder, words):
     else:
         for path in filter(None, (args.pretrained, getattr(args, "student", None))):
             save_model(VDSR(2, 4), folder / path)
-    sizes = {distillation: ["--stu_step=1", "--input_size=32", "--latent=4"], train_teacher: ["--patch_size=24"]}[script]
-    if script is train_teacher and not args.pretrained:
-        sizes = [*sizes, "--n_resblocks=1", "--n_feats=4"]
+    sizes = ["--stu_step=1", "--input_size=32", "--latent=4"]
+    if script is train_teacher:
+        sizes = ["--patch_size=24", *(["--n_resblocks=1", "--n_feats=4"] if not args.pretrained else [])]
     process = run(script, *flags, *([] if args.test_only else [*SHORT, *sizes]))
     assert process.returncode == 0, process.stderr
 
