@@ -1,7 +1,6 @@
 """Small networks and images for all tests, and the real ones where the environment names them."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from PIL import Image
 
 import utils
 from models import VDSR
-from tests.helpers import ROOT, Outcome
+from tests.helpers import Outcome
 from utils import save_model
 
 torch.set_num_threads(1)  # the networks are tiny, and tests run side by side
@@ -85,16 +84,5 @@ def run(tmp_path, monkeypatch, capsys):
         except SystemExit as stop:
             code = stop.code
         return Outcome(code, *capsys.readouterr())
-
-    return run_script
-
-
-@pytest.fixture
-def run_process(tmp_path):
-    """The same as a process of its own: run_process("distillation.py", flags...)."""
-
-    def run_script(script, *flags):
-        command = [sys.executable, ROOT / script, *flags]
-        return subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
 
     return run_script

@@ -6,7 +6,7 @@ import pytest
 from data.benchmark import Benchmarks, choose_sets, prepare, score, set_paths
 from data.images import read_image
 from models.load import load_model
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 BICUBIC_OF_TABLE_1 = {
     "Set5": {2: (33.69, 0.9308), 3: (30.41, 0.8692), 4: (28.43, 0.8114)},

@@ -11,20 +11,9 @@ import distillation
 import train_teacher
 from data.images import read_image
 from models import EDSR, VDSR, Generator
+from models.pair import check_start
 from tests.helpers import assert_refused, student_flags, teacher_flags
-from utils import save_model
-
-
-OWN = """
-from torch import nn
-
-def teacher():
-    network = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2))
-    network.scale, network.channels = 2, 3
-    return network
-
-student = teacher
-"""
+from utils import InputError, save_model
 
 
 @pytest.fixture
@@ -106,47 +95,28 @@ def test_options_of_the_distillation(refuse, flags, word):
     refuse(distillation, flags, word)
 
 
-def test_a_network_of_ones_own_cannot_start_from_its_teacher(refuse, images, tmp_path):
-    """Nothing is known of its layers."""
-    (tmp_path / "own.py").write_text(OWN)
-    torch.save({"0.weight": torch.zeros(12, 3, 3, 3), "0.bias": torch.zeros(12)}, tmp_path / "own.pth")
-    refuse(distillation, "--model=own.py --student_init=teacher --source=noise", "a network of --model",
-           tiny=student_flags(images, "own.pth"))
+def test_a_network_of_ones_own_cannot_start_from_its_teacher():
+    with pytest.raises(InputError, match="--student_init teacher: a network of --model .*; use --student_init=random"):
+        check_start(VDSR(2, 4), {"arch": "own"})
 
 
-def checkpoint(kind, path, whole):
-    """Write a `kind` of bad checkpoint to `path`; `whole` is a good one."""
-    content = whole.read_bytes()
-    weights = torch.load(whole, weights_only=True)["state_dict"]
-    damaged = {"empty": b"", "text": b"hello, world\n" * 100, "half": content[: len(content) // 2],
-               "a byte less": content[:-1], "zeros": bytes(len(content)), "png": b"\x89PNG\r\n\x1a\n" + bytes(50)}
-    others = {
-        "a tensor": torch.zeros(3), "a list": [1, 2], "nothing": {}, "a generator": Generator(4, 8).state_dict(),
-        "numbers": {"head.weight": 3}, "a shape": weights | {"body.3.weight": torch.zeros(4, 5, 3, 3)},
-        "a missing tensor": {k: v for k, v in weights.items() if k != "body.3.weight"},
-        "a scalar head": weights | {"head.weight": torch.tensor(1.0)},
-        "an index": weights | {"body.99999.weight": torch.zeros(4, 4, 3, 3)},
-        "not finite": weights | {"head.weight": weights["head.weight"] * float("nan")},
-        "sparse": weights | {"head.weight": weights["head.weight"].to_sparse()},
-        "complex": weights | {"head.weight": weights["head.weight"] * 1j},
-        "integers for names": dict(enumerate(weights.values())),
-    }
-    if kind in damaged:
-        path.write_bytes(damaged[kind])
-    elif kind == "a folder":
-        path.mkdir()
-    else:
-        torch.save(others[kind], path)
-
-
-@pytest.mark.parametrize("kind", [
-    "empty", "text", "half", "a byte less", "zeros", "png", "a tensor", "a list", "nothing", "a generator", "numbers",
-    "a missing tensor", "a shape", "a scalar head", "an index", "a folder", "not finite", "sparse", "complex",
-    "integers for names",
-])
-def test_checkpoints(refuse, tiny_teacher, tmp_path, kind):
+@pytest.mark.parametrize("content", [  # of the good file's bytes and weights; test_load.py has more
+    lambda good, weights: b"hello", lambda good, weights: good[:999], lambda good, weights: bytes(len(good)),
+    lambda good, weights: [1, 2], lambda good, weights: {}, lambda good, weights: {"head.weight": 3},
+    lambda good, weights: Generator(4, 8).state_dict(), lambda good, weights: dict(enumerate(weights.values())),
+    lambda good, weights: weights | {"head.weight": torch.tensor(1.0)},
+    lambda good, weights: weights | {"body.99999.weight": torch.zeros(4, 4, 3, 3)},
+    lambda good, weights: weights | {"head.weight": weights["head.weight"] * float("nan")},
+    lambda good, weights: weights | {"head.weight": weights["head.weight"] * 1j},
+], ids=["text", "half", "zeros", "a list", "nothing", "numbers", "a generator", "integers for names", "a scalar",
+        "an index", "nan", "complex"])
+def test_checkpoints(refuse, tiny_teacher, tmp_path, content):
     """As a teacher, and to resume from."""
-    checkpoint(kind, tmp_path / "bad.pth", tiny_teacher)
+    content = content(tiny_teacher.read_bytes(), torch.load(tiny_teacher, weights_only=True)["state_dict"])
+    if isinstance(content, bytes):
+        (tmp_path / "bad.pth").write_bytes(content)
+    else:
+        torch.save(content, tmp_path / "bad.pth")
     for flag in ("--pretrained", "--resume"):
         refuse(distillation, f"{flag}=bad.pth", "bad.pth")
 
