@@ -132,7 +132,7 @@ def test_an_edsr_starts_from_one_of_another_scale(run, images, tmp_path):
 
 
 def test_half_width_with_the_data_may_start_from_a_teacher(run, few_places, monkeypatch, tmp_path):
-    """On scikit-image's pictures. Before any step it is near the teacher, as no random one is; begun by --resume=auto, too."""
+    """On scikit-image's pictures. Before any step it is near the teacher, as no random one is."""
     monkeypatch.setattr("data.images.BUNDLED_TRAIN", ("brick.png",))
     monkeypatch.setattr("data.benchmark.BUNDLED_TEST", ("chelsea.png",))
     flags = (*TINY, "--data_dir=skimage", "--patch_size=24", "--scale=4", "--model_type=half", "--iter=1", "--lr=1e-9")
