@@ -181,7 +181,8 @@ def test_rounds_alternate_student_and_generator_steps(logged):
     before = {scale: G.network.tail[0].weight.clone() for scale, G in generators.items()}
     run, ends = Run(epochs=1, losses=("student", "L_R", "L_adv")), []
     run.end_epoch = lambda S, psnr: ends.append((list(run.means(2).values()), psnr))
-    assert distil(teacher, student, images, settings, generators, run=run, validate=lambda s: {2: s.training}) is student
+    done = distil(teacher, student, images, settings, generators, run=run, validate=lambda s: {2: s.training})
+    assert done is student
     assert "".join(kind for kind, *_ in logged) == "SSSGSSSG" and run.steps == 6
     used = {scale for kind, _, scale, _ in logged if kind == "G"}
     assert used == {choose_scale(1, (2, 3), "generator", number) for number in range(2)}
@@ -193,7 +194,7 @@ def test_rounds_alternate_student_and_generator_steps(logged):
 
 
 def test_each_stage_starts_afresh_and_keeps_what_is_trained(logged):
-    """Three stages of 2, 4 and 6 blocks: depth, learning rates and optimizer in every epoch, by hand; n blocks have n + 2 tensors."""
+    """Three stages of 2, 4 and 6 blocks, by hand: rates and tensors (n blocks have n + 2) of every step."""
     settings = Settings(scales=(2,), nEpochs=6, iter=2, stu_step=1, batchSize=2, latent=5, inc_num=3, inc_step=2,
                         schedule="cosine", lr=0.8, lr_G=0.4)
     torch.manual_seed(0)
@@ -209,7 +210,8 @@ def test_each_stage_starts_afresh_and_keeps_what_is_trained(logged):
     cosine = lambda x: 0.5 * (1 + math.cos(math.pi * x))
     expected = []
     for epoch in (e + i / 2 for e in range(6) for i in range(2)):
-        expected += [("S", 0.8 * cosine(epoch % 2 / 2), 4 + int(epoch) // 2 * 2), ("G", 0.4 * cosine(epoch / 6), 2)]
+        expected += [("S", 0.8 * cosine(epoch % 2 / 2), 4 + int(epoch) // 2 * 2),
+                     ("G", 0.4 * cosine(epoch / 6), 2)]
     for found, wanted in zip(logged, expected, strict=True):
         assert found[0] == wanted[0] and found[1:3] == pytest.approx(wanted[1:])
     assert student.config == {"arch": "vdsr", "n_resblocks": 6, "n_feats": 2}
