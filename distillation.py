@@ -2,43 +2,49 @@
 
 Zhang et al., "Data-Free Knowledge Distillation for Image Super-Resolution", CVPR 2021:
 
-    python distillation.py --demo                      # five minutes on a CPU, no files needed
+    python distillation.py --demo                      # a minute on a CPU, no files needed
     python distillation.py --stu_step=50 --reconw=1.0 --inc_num=1 --inc_step=0 --input_size=48 --iter=120 \\
         --latent=256 --lr_G=1e-5 --model_type=half --nEpochs=80 --pretrained=teacher.pth
-    python distillation.py --recipe=fast --pretrained=teacher.pth        # from dead leaves images
+    python distillation.py --recipe=fast --pretrained=teacher.pth        # from the teacher's weights: ten minutes
     python distillation.py --test_only --pretrained=teacher.pth --student=student.pth
 
 A generator for each scale draws LR images. The student learns to give what the teacher gives on them; the
 generators learn to draw images that the teacher reconstructs and on which the student is still wrong.
 """
 
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import trange
+from tqdm import tqdm, trange
 
-from engine import parallel
 from bicubic import imresize
 from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_validation
-from data.dead_leaves import dead_leaves_source
-from data.sources import Generators, folder_source, lr_size, network_input, noise_source
+from data.images import HELD_OUT, find_training_images
+from data.sources import Bank, dead_leaves_source, folder_source, lr_size, network_input, noise_source, start_images
 from data.table import format_table, paper_scores
-from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
-from models import ARCHITECTURES
-from models.pair import load_networks, new_student, student_config
-from engine.options import Parser, add_shared_flags, count, positive, settle_shared_flags, weight, whole
+from engine import parallel
+from engine.graphs import call, recorder
+from engine.learner import Learner, autocast, decay, distance, frozen, make_optimizer, train_step
+from engine.log import Log
+from engine.options import (MAY_CHANGE, Parser, add_shared_flags, check_places, count, positive, set_up_device,
+                            settle_shared_flags, weight, whole)
 from engine.run import Run
-from engine.learner import DTYPES, Learner, decay, distance, frozen, lowered, make_optimizer, recorded
-from utils import InputError, fingerprint, run_script, save_model, seed_everything, stream_seed
+from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
+from figure.plots import save_curves
+from models import ARCHITECTURES, Generator
+from models.pair import check_pair, check_start, load_network, new_student, student_config
+from utils import InputError, fingerprint, random_stream, run_script, save_json, save_model, seed_everything, stream_seed
 
 # The defaults are the paper's command; "fast" is this project's own.
-FAST = dict(source="dead_leaves", optimizer="adam", schedule="cosine", nEpochs=90, iter=20)
+FAST = dict(source="dead_leaves", student_init="teacher", optimizer="muon", schedule="trapezoid", loss_type="L1",
+            batchSize=16, nEpochs=10, iter=16, stu_step=20)
 RECIPES = {"paper": {}, "fast": FAST}
-# --demo: a small teacher (how it was trained is in the README) and settings for minutes on a CPU.
-DEMO = dict(
+# --demo: a small teacher (how it was trained is in the README) and settings for a minute on a CPU.
+DEMO = FAST | dict(
     pretrained=str(Path(__file__).parent / "models" / "demo_teacher.pth"), output="runs/demo/student.pth",
-    data_test="skimage", val_dataset="skimage", batchSize=4, nEpochs=5, iter=50, stu_step=20, optimizer="adam",
-    schedule="cosine", lr=2e-3,
+    data_test="skimage", val_dataset="skimage", nEpochs=3, iter=10,
 )
 
 
@@ -48,7 +54,8 @@ def parse_arguments(argv=None):
     parser.set_defaults(model_type="half", nEpochs=80, iter=120)
     add = parser.add_argument
     add("--demo", action="store_true", help="a small example that needs no files and no GPU")
-    add("--recipe", choices=tuple(RECIPES), default="paper", help="other defaults: fast distils from dead leaves")
+    add("--recipe", choices=tuple(RECIPES), default="paper", help="other defaults: fast starts from the teacher's "
+        "weights and distils from dead leaves")
     add("--pretrained", metavar="CHECKPOINT", default="teacher.pth", help="the teacher")
     add("--student", metavar="CHECKPOINT", help="the student to score with --test_only")
     add("--model", metavar="FILE.py", help="a file that defines teacher() and student() of one's own (see the README)")
@@ -60,11 +67,13 @@ def parse_arguments(argv=None):
         default="generator", help="of student inputs: the paper's generators, noise, the real images of --data_dir, "
         "dead leaves images, or these and generated ones in turn")
     add("--noise", choices=("uniform", "normal"), default="uniform", help="distribution of --source=noise")
-    add("--noise_at", choices=("hr", "lr"), default="hr", help="the size at which it is drawn")
+    add("--bank", type=whole, metavar="N", help="add N images every epoch to those drawn, with the teacher's outputs, "
+        "and use them all again; 0: fresh ones every step (default: 0, but on a CPU with --recipe=fast a quarter of an "
+        "epoch's)")
     add("--input_size", type=count, default=48, help="side of the student's inputs, in HR pixels")
     add("--stu_step", type=count, default=50, help="student steps a round")
     add("--latent", type=count, default=256, help="length of the latent vector")
-    add("--ge_type", choices=("IN", "BN"), default="IN", help="generator's normalisation: instance or batch")
+    add("--ge_type", choices=("IN",), default="IN", help="generator's normalisation: instance")
     add("--lr_G", type=positive, default=1e-5, help="generators' learning rate (Adam)")
     add("--reconw", type=weight, default=1.0, help="weight of the reconstruction loss")
     add("--gw", type=weight, default=1.0, help="weight of the adversarial loss")
@@ -81,12 +90,33 @@ def parse_arguments(argv=None):
 # ---- the method ------------------------------------------------------------------------------------
 
 
-def student_step(student, teacher, x, D):
-    """Student phase: one step to lower D(S(x), T(x)). Returns the loss a pixel."""
-    with torch.no_grad():
-        target = teacher(x)
-    loss = student.descend(D(student(x), target))
-    return loss / parallel.total(loss.new_full((), target.numel()))
+@dataclass(frozen=True)
+class Settings:
+    """How to distil: the flags of these names, whose help says what they mean. scales: those of the networks."""
+
+    scales: tuple = (2, 3, 4)
+    nEpochs: int = 80
+    iter: int = 120
+    stu_step: int = 50
+    batchSize: int = 128
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: str = "step"
+    step: int = 10
+    clip: float = 0.4
+    loss_type: str = "MSE"
+    latent: int = 256
+    lr_G: float = 1e-5
+    reconw: float = 1.0
+    gw: float = 1.0
+    rounded: bool = False
+    inc_num: int = 1
+    inc_step: int = 0
+    grow_init: str = "random"
+    precision: str = "fp32"
+    seed: int = 1
 
 
 def generator_losses(generator, student, teacher, z, scale, D, rounded=False):
@@ -106,54 +136,66 @@ def generator_losses(generator, student, teacher, z, scale, D, rounded=False):
 
 
 def generator_step(generator, student, teacher, z, scale, D, reconw, gw, rounded=False):
-    """Generator phase: one step on reconw * L_R + gw * L_adv. Returns L_R a pixel and L_adv."""
+    """Generator phase: one step on reconw * L_R + gw * L_adv, in float32. Returns L_R a pixel and L_adv."""
+    student.network.eval()
     with frozen(student.network):
-        reconstruction, adversarial = generator_losses(generator, student.network, teacher, z, scale, D, rounded)
-        generator.descend(reconw * reconstruction + gw * adversarial)
-    pixels = len(z) * teacher.channels * generator.master.size**2
-    totals = parallel.total(torch.stack((reconstruction.detach(), reconstruction.new_full((), pixels))))
-    return torch.stack((totals[0] / totals[1], adversarial.detach()))
+        L_R, L_adv = generator_losses(generator.network, student.network, teacher, z, scale, D, rounded)
+        generator.descend(reconw * L_R + gw * L_adv)
+    pixels = parallel.world() * len(z) * teacher.channels * generator.network.size**2
+    return torch.stack((parallel.total(L_R.detach()) / pixels, L_adv.detach()))
 
 
-def stages(depth, args):
+def stages(depth, settings):
     """Progressive distillation: [(first epoch, epoch after the last, body blocks), ...]."""
-    begins = [1 + i * args.inc_step for i in range(args.inc_num)]
-    blocks = [depth * (i + 1) // args.inc_num for i in range(args.inc_num)]
-    return list(zip(begins, begins[1:] + [args.nEpochs + 1], blocks))
+    begins = [1 + i * settings.inc_step for i in range(settings.inc_num)]
+    blocks = [depth * (i + 1) // settings.inc_num for i in range(settings.inc_num)]
+    return list(zip(begins, begins[1:] + [settings.nEpochs + 1], blocks))
 
 
-def distil_epoch(args, run, stage, student, take_step, draw, generators, scales):
-    """What is left of the run's epoch: --iter rounds of --stu_step student steps and one generator step.
+def distil(teacher, student, images, settings, generators=None, depth=None, run=None, validate=None, call=call):
+    """Distil the network `teacher` into the network `student`, which is returned.
 
-    stage: (first epoch, epoch after the last), within which the student's schedule runs. take_step(x):
-    student_step of the learner `student`.
+    images(step): a batch x and the teacher's output T(x), see labelled. generators: {scale: learner of G_s}, where they
+    learn. depth: the student's at the end, where it grows in stages. run: an engine.run.Run, for log and checkpoints.
+    validate(student): {scale: PSNR} after an epoch. call: how steps are run, see engine.graphs.
     """
-    begin, end = stage
-    progress = trange(run.round, args.iter, desc=f"epoch {run.epoch}/{args.nEpochs}", unit="round", leave=False,
-                      disable=parallel.quiet())
-    for i in progress:
-        number = (run.epoch - 1) * args.iter + i
-        epochs_done = run.epoch - 1 + i / args.iter
+    s, D, run = settings, distance(settings.loss_type), run or Run(epochs=settings.nEpochs, losses=losses(generators))
+    learner = lambda network: Learner(network, make_optimizer(network, s.optimizer, s.lr, s.momentum, s.weight_decay),
+                                      s.precision, s.clip, "D(S(x), T(x))")
+    keep = {f"generator_{scale}": generator for scale, generator in (generators or {}).items()}
+    S = learner(student)
+    run.begin(student=S, **keep)
+    for epoch in range(run.epoch, s.nEpochs + 1):
+        begin, end, blocks = next(stage for stage in stages(depth, s) if stage[0] <= epoch < stage[1])
+        if epoch == begin > 1 and run.round == run.step == 0:  # a new stage: what is trained stays, the rest is new
+            seed_everything(s.seed, "stage", begin)
+            student.grow(blocks, s.grow_init)
+            S = learner(student)
+            run.begin(student=S, **keep)
 
-        # Student phase
-        student.set_rate(args.lr * decay(args, epochs_done - (begin - 1), end - begin))
-        for k in range(run.step, args.stu_step):
-            step = number * args.stu_step + k
-            scale = choose_scale(args.seed, scales, "student", step)
-            run.sums[0] += take_step(draw(scale, step)) / args.stu_step
-            run.steps += 1
-            run.done(i, k + 1)
-        student.check()
+        for i in trange(run.round, s.iter, desc=f"epoch {epoch}/{s.nEpochs}", unit="round", leave=False,
+                        disable=parallel.quiet()):
+            number, done = (epoch - 1) * s.iter + i, epoch - 1 + i / s.iter
 
-        # Generator phase
-        if generators:
-            scale = choose_scale(args.seed, scales, "generator", number)
-            run.sums[1:] += generators.step(scale, number, args.lr_G * decay(args, epochs_done, args.nEpochs))
-            generators.check()
+            # Student phase: lower D(S(x), T(x)).
+            S.set_rate(decay(s.schedule, done - (begin - 1), end - begin, s.step))
+            for k in range(run.step, s.stu_step):
+                x, target = images(number * s.stu_step + k)
+                run.sums[0] += call(train_step, S, x, target, D) / s.stu_step
+                run.steps += 1
+                run.done(i, k + 1)
+            S.check()
 
-        run.done(i + 1)
-        if i % 10 == 0:
-            progress.set_postfix(run.postfix())
+            # Generator phase: lower reconw * L_R + gw * L_adv.
+            if generators:
+                scale = choose_scale(s.seed, s.scales, "generator", number)
+                G, z = generators[scale], latent(s, "generator z", number, S.device)[parallel.share(s.batchSize)]
+                G.set_rate(decay(s.schedule, done, s.nEpochs, s.step))
+                run.sums[1:] += call(generator_step, G, S, teacher, z, scale, D, s.reconw, s.gw, s.rounded)
+                G.check()
+            run.done(i + 1)
+        run.end_epoch(S, validate(student.eval()) if validate else {})
+    return student.eval()
 
 
 def choose_scale(seed, scales, phase, number):
@@ -161,128 +203,204 @@ def choose_scale(seed, scales, phase, number):
     return scales[stream_seed(seed, phase, "scale", number) % len(scales)]
 
 
-# ---- the run ---------------------------------------------------------------------------------------
+def latent(settings, phase, number, device):
+    """z ~ N(0, I), (batchSize, latent)."""
+    stream = random_stream(settings.seed, phase, number, device=device)
+    return torch.randn(settings.batchSize, settings.latent, generator=stream, device=device)
 
 
-def make_source(args, scales, teacher):
-    """(draw, generators): the student's inputs draw(scale, step), and what draws them where that learns."""
+def losses(generators):
+    """The names of the losses that a run logs."""
+    return ("student", "L_R", "L_adv") if generators else ("student",)
+
+
+# ---- images ----------------------------------------------------------------------------------------
+
+
+def make_generators(settings, size, teacher, device):
+    """{scale: learner of G_s}, in float32: a generator's step is one in fifty."""
+    seed_everything(settings.seed, "generators")
+    networks = {scale: Generator(settings.latent, lr_size(size, scale), teacher.channels).to(device)
+                for scale in settings.scales}
+    return {scale: Learner(network, make_optimizer(network, "adam", settings.lr_G), loss="the generator's loss")
+            for scale, network in networks.items()}
+
+
+@torch.no_grad()
+def generate(generator, z, scale, upscaled):
+    """Student inputs that a learner's generator draws from z."""
+    return network_input(generator.network(z), scale, upscaled)
+
+
+def make_source(args, settings, teacher, generators, call):
+    """The source (see data.sources) that --source names."""
+    about = (args.input_size, teacher.channels, teacher.upscaled_input, args.seed, args.device)
     if args.source == "noise":
-        return noise_source(args, teacher), None
-    if args.source == "folder":
-        return folder_source(args, scales, teacher), None
-    if args.source == "dead_leaves":
-        return dead_leaves_source(args, teacher), None
-    generators = Generators(args, scales, teacher)
+        draw = noise_source(args.noise, *about)
+    elif args.source == "folder":
+        paths = find_training_images(args.data_dir, args.val_dataset == HELD_OUT)
+        draw = folder_source(paths, settings.scales, *about)
+    elif "dead_leaves" in args.source:
+        draw = dead_leaves_source(*about, call)
+    if not generators:
+        return draw
+
+    def generated(scale, step, _):
+        z = latent(settings, "z", step, args.device)
+        return call(generate, generators[scale], z, scale, teacher.upscaled_input)
+
     if args.source == "generator":
-        return generators.draw, generators
-    leaves = dead_leaves_source(args, teacher)
-    return lambda scale, step: (generators.draw if step % 2 else leaves)(scale, step), generators
+        return generated
+    return lambda scale, step, count: (generated if step % 2 else draw)(scale, step, count)
 
 
-def make_learner(args, student):
-    """The student as a learner, with a new optimiser."""
-    return Learner(student, make_optimizer(args, student.parameters()), DTYPES[args.precision], args.clip,
-                   "D(S(x), T(x))")
+@torch.no_grad()
+def label(teacher, precision, x):
+    """T(x), computed in that precision."""
+    with autocast(x.device, precision):
+        return teacher(x).float()
 
 
-def restore(state, args, generators):
-    """The student, a learner, of a checkpoint; the generators' content goes back in its place."""
-    student = new_student(args, state["config"])
-    student.load_state_dict(state["model"])
-    learner = make_learner(args, student)
-    learner.load_state_dict(state["optimizer"])
-    if generators:
-        generators.load_state_dict(state["generators"])
-    return learner
+def labelled(args, settings, teacher, draw, call):
+    """images(step) for distil: fresh ones every step, or with --bank those drawn before."""
+    if args.bank:
+        bank = Bank(draw, partial(call, label, teacher, args.precision), settings.scales, args.bank, args.iter * args.stu_step,
+                    args.seed, partial(tqdm, desc="bank", unit="chunk", leave=False, disable=parallel.quiet()))
+        return lambda step: tuple(part[parallel.share(args.batchSize)] for part in bank.batch(step, args.batchSize))
+
+    def fresh(step):
+        scale = choose_scale(args.seed, settings.scales, "student", step)
+        x = draw(scale, step, args.batchSize)[parallel.share(args.batchSize)]
+        return x, call(label, teacher, args.precision, x)
+
+    return fresh
 
 
-def distil(args, run, student, teacher, scales, draw, generators, validation):
-    """Distil to --nEpochs, saving after each epoch. student: a learner, None for a new run.
-
-    Returns the student network.
-    """
-    D = distance(args.loss_type)
-    full = student_config(args, teacher)
-    run.snapshot = lambda: {"config": student.master.config, "model": student.master.state_dict(),
-                            "optimizer": student.state_dict(),
-                            "generators": generators.state_dict() if generators else None}
-    for number, (begin, end, blocks) in enumerate(stages(full["n_resblocks"], args)):
-        if end <= run.epoch:
-            continue
-        if student is None or (run.epoch, run.round, run.step) == (begin, 0, 0):  # a new stage
-            seed_everything(args.seed, "student", number)
-            if student is None:
-                network = new_student(args, {**full, "n_resblocks": blocks})
-            else:
-                network = student.master
-                network.grow(blocks, args.grow_init)
-            student = make_learner(args, network)
-        take_step = recorded(lambda x, student=student: student_step(student, teacher, x, D), args)
-        if generators:
-            generators.learn_by(lambda generator, z, scale, student=student: generator_step(
-                generator, student, teacher, z, scale, D, args.reconw, args.gw, args.rounded))
-        while run.epoch < end:
-            distil_epoch(args, run, (begin, end), student, take_step, draw, generators, scales)
-            psnr = {}
-            if parallel.leader():
-                with run.resting():
-                    psnr = validation.psnr(student.master)
-                samples = [draw(s, -1) for s in scales]  # the same every time, but for what learns
-                save_epoch_samples(run / f"samples/epoch_{run.epoch:04d}.png", samples)
-            run.end_epoch(student.master, psnr)
-    return student.master if student else None
-
-
-def check(args, teacher, scales):
+def check(args, teacher, config, settings):
     """Raise InputError where the flags do not fit each other or the teacher."""
-    config = student_config(args, teacher)
-    if min(lr_size(args.input_size, s) for s in scales) < 8:  # the generator's first layers need 2x2
-        raise InputError(f"--input_size {args.input_size}: too small at x{max(scales)}; the least is {8 * max(scales)}")
+    if min(lr_size(args.input_size, s) for s in settings.scales) < 8:  # the generator's first layers need 2x2
+        raise InputError(f"--input_size {args.input_size}: too small at x{max(settings.scales)}; the least is "
+                         f"{8 * max(settings.scales)}")
     if args.inc_num > config["n_resblocks"]:
         raise InputError(f"--inc_num {args.inc_num}: the student has only {config['n_resblocks']} body blocks")
     if args.inc_num > 1 and not 0 < args.inc_step * (args.inc_num - 1) < args.nEpochs:
         raise InputError(f"--inc_step {args.inc_step}: {args.inc_num} stages need --inc_step of at least 1 and "
                          f"at most (nEpochs - 1) / (inc_num - 1)")
-    if config.get("n_feats", 1) < 1 and not args.test_only:
+    if config.get("n_feats", 1) < 1:
         raise InputError(f"{args.pretrained}: has one channel, which cannot be halved; use --model_type=origin")
-    if args.batchSize < parallel.world():
-        raise InputError(f"--batchSize {args.batchSize}: is less than the {parallel.world()} processes")
-    if args.ge_type == "BN" and parallel.world() > 1:
-        raise InputError("--ge_type BN: needs the whole batch in one process")
-    if args.student and not args.test_only:
+    if args.bank and "generator" in args.source:
+        raise InputError(f"--bank {args.bank}: the images of generators change as they learn; use --bank=0")
+    if args.student_init == "teacher":
+        check_start(teacher, config, args.inc_num)
+    if args.student:
         raise InputError("--student: goes with --test_only; to continue a run give --resume its checkpoint.pth")
 
 
-def main(args):
+# ---- the run ---------------------------------------------------------------------------------------
+
+
+def settle(args):
+    """Fill in the defaults that depend on other flags. Touches nothing else."""
     settle_shared_flags(args, "demo" if args.demo else "distillation", "student.pth")
-    teacher, student = load_networks(args)
-    scales = choose_scales(args.scale, teacher, args.pretrained)
+    if args.bank is None:
+        fast = args.recipe == "fast" or args.demo
+        on_cpu = args.device == "cpu" or args.device == "auto" and not torch.cuda.is_available()
+        seen = args.iter * args.stu_step * args.batchSize  # in an epoch
+        args.bank = -(-seen // 4) if fast and on_cpu and "generator" not in args.source else 0
+
+
+def warn_of_a_bad_teacher(validation, teacher, path, log):
+    """Say so where the teacher is worse than bicubic on an image: its file was taken for something else, perhaps."""
+    ours, bicubic = validation.one_image(teacher)
+    if ours < bicubic:
+        log.line(f"warning: {path}: gives {ours:.2f} dB on an image where bicubic gives {bicubic:.2f}; is it the network "
+                 "that it was taken for?")
+
+
+def train(args, settings, run, teacher, config):
+    """Distil by the flags. Returns the student."""
+    validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), settings.scales, args.device)
+    if parallel.leader():
+        warn_of_a_bad_teacher(validation, teacher, args.pretrained, run.log)
+    call = recorder(args.device, args.plain)
+    generators = make_generators(settings, args.input_size, teacher, args.device) if "generator" in args.source else None
+    draw = make_source(args, settings, teacher, generators, call)
+
+    seed_everything(args.seed, "student", 0)
+    if run.state:  # its weights come from the checkpoint
+        student = new_student(teacher, run.state["parts"]["student"]["config"], args.device, args.model)
+    else:
+        images = (start_images(settings.scales, args.input_size, teacher.channels, teacher.upscaled_input, args.seed,
+                               args.device) if args.student_init == "teacher" else None)
+        first = {**config, "n_resblocks": stages(config["n_resblocks"], settings)[0][2]}
+        student = new_student(teacher, first, args.device, args.model, images, args.seed, parallel.quiet())
+
+    def validate(student):
+        psnr = {}
+        if parallel.leader():
+            with run.resting():
+                psnr = validation.psnr(student)
+            save_epoch_samples(run.path / f"samples/epoch_{run.epoch:04d}.png",
+                               [draw(scale, -1, args.batchSize) for scale in settings.scales])
+        parallel.wait()
+        return psnr
+
+    images = labelled(args, settings, teacher, draw, call)
+    return distil(teacher, student, images, settings, generators, config["n_resblocks"], run, validate, call)
+
+
+def main(args):
+    settle(args)
+    check_places(args)
+    set_up_device(args)
+    teacher = load_network(args.pretrained, "teacher", args.device, args.model, args.res_scale).requires_grad_(False)
+    if args.arch not in (None, teacher.config["arch"]):
+        raise InputError(f"--arch {args.arch}: {args.pretrained} is of another, {teacher.config['arch']}")
     args.loss_type = args.loss_type or ("MSE" if teacher.upscaled_input else "L1")
-    check(args, teacher, scales)
+    scales = choose_scales(args.scale, teacher, args.pretrained)
+    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings) if field.name != "scales"},
+                        scales=scales)
+    config = student_config(teacher, args.model_type == "half", args.n_resblocks, args.n_feats)
+    if args.test_only:
+        if not args.student:
+            raise InputError("--test_only: say which student to score with --student")
+        student = load_network(args.student, "student", args.device, args.model, args.res_scale)
+        check_pair(teacher, student, args.pretrained, args.student)
+    else:
+        check(args, teacher, config, settings)
     benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device, args.self_ensemble)
-    if not args.test_only:
-        validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
-        lowered_teacher = lowered(teacher, DTYPES[args.precision])
-        draw, generators = make_source(args, scales, lowered_teacher)
-    losses = ["student", "L_R", "L_adv"] if "generator" in args.source else ["student"]
-    run = Run(args, losses, script="distillation", teacher=fingerprint(teacher))
-    begun = run.restore(lambda state: restore(state, args, generators))
+    log = Log(args.save_dir, args.tensorboard)
+    same = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
+    run = Run(args.save_dir, log, {**same, "script": "distillation", "teacher": fingerprint(teacher)}, args.resume,
+              args.nEpochs, losses("generator" in args.source), args.start_epoch, args.batchSize, args.checkpoint_every,
+              args.device)
     with run:
+        if parallel.leader():
+            save_json(vars(args), run.path / "config.json")
         if not args.test_only:
-            student = distil(args, run, begun, lowered_teacher, scales, draw, generators, validation)
-        if not parallel.leader():
-            return
-        if not args.test_only:
-            save_model(student, args.output)
-            save_sample_sheet(run / "samples", run / "samples.png", scales)
-        networks = {"teacher": teacher, "student": student}
-        with run.resting():
-            results = benchmarks.scores(networks, bicubic=True)
-            save_comparison(run / "comparison.png", benchmarks.examples(networks))
-        protocol = benchmarks.protocol(networks)
-        run.save_results(results, protocol, student_steps=run.steps)
-        run.say(format_table(results, protocol, paper_scores(teacher)))
-        run.say(f"student: {args.student or args.output}; pictures and results: {run.path}")
+            student = train(args, settings, run, teacher, config)
+        if parallel.leader():
+            if not args.test_only:
+                save_model(student, args.output)
+                save_sample_sheet(run.path / "samples", run.path / "samples.png", scales)
+                if not save_curves(run.path):
+                    log.line("curves.png was not drawn: it needs matplotlib (pip install matplotlib)")
+            report(args, run, {"teacher": teacher, "student": student}, benchmarks)
+        parallel.wait()
+
+
+def report(args, run, networks, benchmarks):
+    """Score the networks: results.json, comparison.png, a table."""
+    training_seconds = run.seconds
+    with run.resting():
+        results = benchmarks.scores(networks, bicubic=True)
+        save_comparison(run.path / "comparison.png", benchmarks.examples(networks))
+    protocol = benchmarks.protocol(networks)
+    trained = {} if args.test_only else {"seconds": round(training_seconds, 1), "student_steps": run.steps,
+                                         "images": run.steps * args.batchSize, "bank": args.bank}
+    run.log.results(results, protocol, vars(args), **trained)
+    run.log.line(format_table(results, protocol, paper_scores(networks["teacher"])))
+    run.log.line(f"student: {args.student or args.output}; pictures and results: {run.path}")
 
 
 if __name__ == "__main__":

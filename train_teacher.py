@@ -11,20 +11,25 @@ Images are expected in datasets/train291 and datasets/benchmark (see the README)
 and scores on the pictures that scikit-image ships.
 """
 
-
 from tqdm import trange
 
-from engine import parallel
 from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_validation
 from data.images import HELD_OUT, find_training_images
 from data.patches import TrainingPatches
+from data.sources import start_images
 from data.table import format_table, paper_scores
+from engine import parallel
+from engine.graphs import recorder
+from engine.learner import Learner, decay, distance, make_optimizer, train_step
+from engine.log import Log
+from engine.options import (MAY_CHANGE, Parser, add_shared_flags, check_places, count, number, positive, set_up_device,
+                            settle_shared_flags)
+from engine.run import Run
+from figure.plots import save_curves
 from models import PRESETS, build_model, half_width
 from models.load import load_model
-from engine.options import Parser, add_shared_flags, count, number, positive, settle_shared_flags
-from engine.run import Run
-from engine.learner import DTYPES, Learner, decay, distance, make_optimizer, recorded
-from utils import InputError, fingerprint, run_script, save_model, seed_everything
+from models.pair import check_start, new_student
+from utils import InputError, fingerprint, run_script, save_json, save_model, seed_everything
 
 ARCHITECTURE_FLAGS = ("arch", "n_resblocks", "n_feats", "res_scale")
 
@@ -41,54 +46,37 @@ def parse_arguments(argv=None):
     add("--patch_size", type=count, default=48, help="side of the HR patches")
     add("--pretrained", metavar="CHECKPOINT",
         help="start from (or with --test_only score) this network, whose architecture it is then; an edsr of "
-        "another --scale lends what fits")
+        "another --scale lends what fits; with --student_init=teacher the teacher that a half-width network starts from")
     return parser.parse_args(argv)
 
 
-def train_step(model, inputs, hr, D):
-    """One step to lower D(model(input), HR). Returns the loss a pixel."""
-    loss = model.descend(D(model(inputs), hr))
-    return loss / parallel.total(loss.new_full((), hr.numel()))
-
-
-def train_epoch(args, run, model, step, patches):
-    """What is left of the run's epoch, --iter steps of the learner `model`."""
-    progress = trange(run.round, args.iter, desc=f"epoch {run.epoch}/{args.nEpochs}", unit="step", leave=False,
-                      disable=parallel.quiet())
-    for i in progress:
-        model.set_rate(args.lr * decay(args, run.epoch - 1 + i / args.iter, args.nEpochs))
-        run.sums += step(*patches.batch((run.epoch - 1) * args.iter + i, args.batchSize))
-        run.steps += 1
-        if i % 50 == 0 or i + 1 == args.iter:  # these wait for the GPU
-            model.check()
-            progress.set_postfix(run.postfix())
-        run.done(i + 1)
-
-
-def restore(state, model):
-    """Put a checkpoint's content back in its place."""
-    model.master.load_state_dict(state["model"])
-    model.load_state_dict(state["optimizer"])
-
-
-def train(args, run, model, patches, validation):
-    """Train the learner `model` to --nEpochs, saving after each epoch."""
-    D = distance(args.loss_type)
-    run.snapshot = lambda: {"config": model.master.config, "model": model.master.state_dict(),
-                            "optimizer": model.state_dict()}
-    step = recorded(lambda inputs, hr: train_step(model, inputs, hr, D), args)
-    while run.epoch <= args.nEpochs:
-        train_epoch(args, run, model, step, patches)
-        psnr = {}
-        if parallel.leader():
-            with run.resting():
-                psnr = validation.psnr(model.master)
-        run.end_epoch(model.master, psnr)
+def train(model, patches, settings, run, validate, call):
+    """Train the network `model` to lower D(model(input), HR). settings: the flags, as of main; validate: as in distil."""
+    s, D = settings, distance(settings.loss_type)
+    optimizer = make_optimizer(model, s.optimizer, s.lr, s.momentum, s.weight_decay)
+    learner = Learner(model, optimizer, s.precision, s.clip)
+    run.begin(model=learner)
+    for epoch in range(run.epoch, s.nEpochs + 1):
+        progress = trange(run.round, s.iter, desc=f"epoch {epoch}/{s.nEpochs}", unit="step", leave=False,
+                          disable=parallel.quiet())
+        for i in progress:
+            learner.set_rate(decay(s.schedule, epoch - 1 + i / s.iter, s.nEpochs, s.step))
+            inputs, hr = patches.batch((epoch - 1) * s.iter + i, s.batchSize, parallel.share(s.batchSize))
+            run.sums += call(train_step, learner, inputs, hr, D)
+            run.steps += 1
+            if i % 50 == 0 or i + 1 == s.iter:  # these wait for the GPU
+                learner.check()
+                progress.set_postfix(run.postfix())
+            run.done(i + 1)
+        run.end_epoch(learner, validate(model.eval()))
+    return model.eval()
 
 
 def make_model(args):
     """The network to train: --pretrained's, or a new one of --arch, --n_resblocks, --n_feats, halved."""
     given = {name: getattr(args, name) for name in ARCHITECTURE_FLAGS if getattr(args, name) is not None}
+    if args.student_init == "teacher":
+        return start_from_teacher(args)
     if args.pretrained:
         if given.keys() - {"res_scale"}:
             raise InputError(f"--{next(iter(given))}: cannot go with --pretrained, which says the architecture")
@@ -108,6 +96,19 @@ def make_model(args):
     return build_model(half_width(config) if args.model_type == "half" else config).to(args.device)
 
 
+def start_from_teacher(args):
+    """Half of the teacher --pretrained, fitted to its layers."""
+    if not args.pretrained or args.model_type != "half":
+        raise InputError("--student_init teacher: needs --model_type=half and the teacher as --pretrained")
+    teacher = load_model(args.pretrained, args.device, args.res_scale)
+    config = {**half_width(teacher.config), **({"n_feats": args.n_feats} if args.n_feats else {})}
+    check_start(teacher, config)
+    if args.resume:  # its weights come from the checkpoint
+        return build_model(config).to(args.device)
+    images = start_images(teacher.scales, args.patch_size, teacher.channels, teacher.upscaled_input, args.seed, args.device)
+    return new_student(teacher, config, args.device, images=images, seed=args.seed, disable=parallel.quiet())
+
+
 def lend(model, other):
     """`other` with the weights of `model` that fit: an EDSR of another scale starts with all but its upsampler."""
     weights = model.state_dict()
@@ -119,39 +120,58 @@ def lend(model, other):
 
 def main(args):
     settle_shared_flags(args, "train_teacher", "teacher.pth" if args.model_type == "origin" else "half.pth")
+    check_places(args)
     if args.test_only and not args.pretrained:
         raise InputError("--test_only: say what to score with --pretrained")
+    set_up_device(args)
     model = make_model(args)
     scales = choose_scales(args.scale, model, args.pretrained)
     if not model.upscaled_input and args.patch_size % scales[0]:
         raise InputError(f"--patch_size {args.patch_size}: must be a multiple of the scale, {scales[0]}")
-    if args.batchSize < parallel.world():
-        raise InputError(f"--batchSize {args.batchSize}: is less than the {parallel.world()} processes")
     args.loss_type = args.loss_type or ("MSE" if model.upscaled_input else "L1")
     benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device, args.self_ensemble)
+    log = Log(args.save_dir, args.tensorboard)
+    settings = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
+    settings |= {"script": "train_teacher", "initial": fingerprint(model) if args.pretrained else None, **model.config}
+    run = Run(args.save_dir, log, settings, args.resume, args.nEpochs, ("loss",), args.start_epoch, args.batchSize,
+              args.checkpoint_every, args.device)
     if not args.test_only:
         validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
         paths = find_training_images(args.data_dir, args.val_dataset == HELD_OUT)
         patches = TrainingPatches(paths, scales, args.patch_size, args.seed, args.device, model.channels,
-                                  model.upscaled_input)
-    initial = fingerprint(model) if args.pretrained else None
-    run = Run(args, ["loss"], script="train_teacher", initial=initial, **model.config)
-    learner = Learner(model, make_optimizer(args, model.parameters()), DTYPES[args.precision], args.clip)
-    run.restore(lambda state: restore(state, learner))
+                                  model.upscaled_input, parallel.quiet())
+
+    def validate(model):
+        psnr = {}
+        if parallel.leader():
+            with run.resting():
+                psnr = validation.psnr(model)
+        parallel.wait()
+        return psnr
+
     with run:
+        if parallel.leader():
+            save_json(vars(args), run.path / "config.json")
         if not args.test_only:
-            train(args, run, learner, patches, validation)
-        if not parallel.leader():
-            return
-        if not args.test_only:
-            save_model(model, args.output)
-            run.say(f"the trained network is {args.output}")
-        with run.resting():
-            name = "teacher" if args.model_type == "origin" else "student"
-            results = benchmarks.scores({name: model}, bicubic=True)
-        protocol = benchmarks.protocol({name: model})
-        run.save_results(results, protocol, steps=run.steps)
-        run.say(format_table(results, protocol, paper_scores(model)))
+            train(model, patches, args, run, validate, recorder(args.device, args.plain))
+        if parallel.leader():
+            if not args.test_only:
+                save_model(model, args.output)
+                log.line(f"the trained network is {args.output}")
+                save_curves(run.path)
+            report(args, run, model, benchmarks)
+        parallel.wait()
+
+
+def report(args, run, model, benchmarks):
+    """Score the network: results.json and a table."""
+    seconds, networks = run.seconds, {"teacher" if args.model_type == "origin" else "student": model}
+    with run.resting():
+        results = benchmarks.scores(networks, bicubic=True)
+    protocol = benchmarks.protocol(networks)
+    trained = {"seconds": round(seconds, 1), "steps": run.steps, "images": run.steps * args.batchSize}
+    run.log.results(results, protocol, vars(args), **({} if args.test_only else trained))
+    run.log.line(format_table(results, protocol, paper_scores(model)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 """What both scripts share: clear errors, one seed for everything, files written whole, the device."""
 
+import time
+
+STARTED = time.time()  # before what takes long to import
+
 import ctypes
 import hashlib
 import io
@@ -16,8 +20,6 @@ import zipfile
 from pathlib import Path
 
 import torch
-
-from engine import parallel
 
 
 class InputError(Exception):
@@ -58,14 +60,14 @@ def run_script(main, args):
         scarce = any(words in str(error) for words in ("out of memory", "allocate memory", "enough memory"))
         if scarce or isinstance(error, MemoryError):
             code, line = 2, "error: out of memory; lower --batchSize, --n_feats, --latent or the size of the images"
-        elif parallel.world() > 1 and any(words in str(error) for words in ("gloo", "NCCL", "Gloo")):
+        elif int(os.environ.get("WORLD_SIZE", 1)) > 1 and any(words in str(error) for words in ("gloo", "NCCL", "Gloo")):
             code, line = 4, ("error: another process of the run is gone, its own message says why; to go on, add "
                              "--resume=auto to the same command")
         else:
             raise
-    which = f" (process {parallel.rank()})" if parallel.world() > 1 else ""
+    which = f" (process {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
     print(f"{Path(sys.argv[0]).name}{which}: {line}", file=sys.stderr, flush=True)
-    if parallel.world() > 1:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.stdout.flush()
         os._exit(code)  # sys.exit would wait for the other processes
     sys.exit(code)
@@ -194,9 +196,7 @@ def choose_device(name):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("only cpu and cuda are supported")
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
         if device.index is not None and device.type == "cuda":
             torch.cuda.set_device(device)  # CUDA graphs are recorded on the current one
     except (RuntimeError, AssertionError) as error:

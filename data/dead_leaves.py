@@ -1,7 +1,5 @@
 """Dead leaves: images made without data, a source of student inputs that have what photographs have.
 
-    python -m data.dead_leaves --output=figure/dead_leaves.png      # a sheet of samples
-
 A photograph shows objects at all distances, so of all sizes, and they hide one another. The dead leaves model
 draws just that: random shapes fall one over the other, and the number of those of radius r goes as r^-3. Then
 nothing in the image tells its scale, and its statistics (power going as 1/f^2, mostly small contrasts and a few
@@ -29,24 +27,15 @@ An image is LEAVES layers, painted from back to front; the first is the backgrou
 A batch is drawn at once, without a step that depends on the values drawn: nothing waits for the device.
 """
 
-import io
 import math
 
 import torch
-from PIL import Image
-from torch.nn.functional import interpolate
-
-from engine import parallel
-from bicubic import imresize
-from data.sources import lr_size, network_input
-from engine.options import Parser, whole
-from utils import random_stream, run_script, write_atomically
 
 LEAVES = 16  # a multiple of 4, the number of textures
 KINDS = (0.35, 0.75, 0.9)  # up to here ellipses, parallelograms and lines; the others are rings
 LEAST = (1.5, 8.0)  # pixels; an image's smallest radius is drawn between them
 SOFTEST = 4.0  # pixels over which the most blurred edge goes
-CONTRAST = (0.15, 1.0)  # an image's range of greys is drawn between them
+CONTRAST = (0.3, 1.0)  # an image's range of greys is drawn between them
 CHROMA = 0.1  # deviation of a colour's channels from its grey, as a part of the contrast
 TEXTURED = 0.6  # part of the leaves
 TEXTURE = 0.5  # largest deviation that texture brings, as a part of the contrast
@@ -188,39 +177,3 @@ def dead_leaves(count, size, channels, stream, device):
     paint = paints(count, size, channels, stream, device)
     image = paint_over(paint, coverage(*shapes(count, size, stream, device), size)).clamp(0, 1)
     return image if channels == 3 else image * (219 / 255) + 16 / 255
-
-
-def dead_leaves_source(args, teacher):
-    """Dead leaves at HR size, made LR images and inputs as photographs would be."""
-
-    def draw(scale, step):
-        size = scale * lr_size(args.input_size, scale)
-        stream = random_stream(args.seed, "dead leaves", step, device=args.device)
-        hr = dead_leaves(args.batchSize, size, teacher.channels, stream, args.device)
-        hr = hr[parallel.share(len(hr))]
-        return network_input(imresize(hr, 1 / scale).clamp(0, 1), scale, teacher.upscaled_input)
-
-    return draw
-
-
-# ---- a sheet of samples ----------------------------------------------------------------------------
-
-
-def main(args):
-    """Four rows of luma and four of colour, 48x48 pixels each, enlarged twice."""
-    from torchvision.utils import make_grid  # here, not for every run: it takes seconds
-
-    rows = [dead_leaves(48, 48, channels, random_stream(args.seed, "sheet", channels), "cpu").expand(-1, 3, -1, -1)
-            for channels in (1, 3)]
-    grid = make_grid(interpolate(torch.cat(rows), scale_factor=2.0, mode="nearest"), nrow=12, padding=4, pad_value=1)
-    buffer = io.BytesIO()
-    Image.fromarray((255 * grid).round().byte().permute(1, 2, 0).numpy()).save(buffer, "PNG")
-    write_atomically(args.output, buffer.getvalue())
-    print(f"{args.output}: {grid.shape[2]}x{grid.shape[1]} pixels")
-
-
-if __name__ == "__main__":
-    parser = Parser(__doc__)
-    parser.add_argument("--output", default="figure/dead_leaves.png", help="where the sheet goes")
-    parser.add_argument("--seed", type=whole, default=1, help="of all that is random")
-    run_script(main, parser.parse_args())

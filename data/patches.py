@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from engine import parallel
 from bicubic import imresize
 from data.images import luma, read_image
 from utils import InputError, random_stream
@@ -67,16 +66,17 @@ class TrainingPatches:
     paths: image files. scales: drawn at random for each patch; a single one where the network upscales.
     patch_size: of the HR patch, in pixels, then a multiple of the scale. channels: 1 (luma) or 3 (RGB).
     upscaled_input: the network's input has the HR size. Images smaller than a patch are left out, which is told.
-    Raises InputError on an image that is unreadable, and where none is left.
+    disable: tqdm's, and of what is told. Raises InputError on an image that is unreadable, and where none is left.
     """
 
-    def __init__(self, paths, scales, patch_size, seed, device="cpu", channels=1, upscaled_input=True):
+    def __init__(self, paths, scales, patch_size, seed, device="cpu", channels=1, upscaled_input=True,
+                 disable=None):
         self.seed, self.device, self.patch_size = seed, device, patch_size
         self.ratio = 1 if upscaled_input else scales[0]
         input_size = patch_size // self.ratio
         hr_buffer, input_buffer = _Buffer(), _Buffer()
         table, small = [], 0
-        for path in tqdm(paths, desc="images", unit="", leave=False, disable=parallel.quiet()):
+        for path in tqdm(paths, desc="images", unit="", leave=False, disable=disable):
             rgb = read_image(path)
             if channels == 1:
                 image = torch.as_tensor(luma(rgb)[None] / 255, dtype=torch.float32, device=device)
@@ -95,17 +95,17 @@ class TrainingPatches:
                         table.append((hr.start, hr.columns, lr.start, lr.columns, *places))
         if not table:  # or is so when cropped to a multiple of the scale
             raise InputError(f"{paths[0].parent}: no image is large enough for patches of {patch_size}x{patch_size}")
-        if small and parallel.leader():
+        if small and disable is None:
             tqdm.write(f"{small} of {len(paths)} training images are left out, smaller than {patch_size}x{patch_size}")
         self.hr, self.inputs = hr_buffer.finish(device), input_buffer.finish(device)
         self.table = torch.tensor(table)
         # Every place where a patch can lie is as likely as any other.
         self.cumulative = (self.table[:, 4] * self.table[:, 5]).double().cumsum(0)
 
-    def batch(self, step, size):
+    def batch(self, step, size, share=slice(None)):
         """Patches of step `step`: network input (size, C, p, p) and HR (size, C, P, P), float32 in [0, 1].
 
-        Of several processes each gets its share of the `size`.
+        share: the part of them that is wanted.
         """
         stream = random_stream(self.seed, "patches", step)
         place = torch.rand(3, size, generator=stream, dtype=torch.float64)
@@ -113,9 +113,8 @@ class TrainingPatches:
         hr_start, hr_width, lr_start, lr_width, rows, columns = self.table[entry].T
         row, column = (place[1] * rows).long(), (place[2] * columns).long()
         turn = torch.randint(8, (size,), generator=stream)
-        mine = parallel.share(size)
         hr_start, hr_width, lr_start, lr_width, row, column, turn = (
-            value[mine] for value in (hr_start, hr_width, lr_start, lr_width, row, column, turn))
+            value[share] for value in (hr_start, hr_width, lr_start, lr_width, row, column, turn))
         lr = self._cut(self.inputs, lr_start, lr_width, row, column, turn, self.patch_size // self.ratio)
         row, column = row * self.ratio, column * self.ratio
         return lr, self._cut(self.hr, hr_start, hr_width, row, column, turn, self.patch_size)

@@ -1,115 +1,119 @@
 """Where the student's inputs come from.
 
-A source is a function draw(scale, step) -> network inputs (B, C, H, W), float32 in [0, 1], the same for
-the same seed and step. B is --batchSize, or of several processes each one's share of it. The next call may
-overwrite what the last one returned.
+A source is a function draw(scale, step, count) -> network inputs (count, C, H, W), float32 in [0, 1], the same for
+the same seed and step. The next call may overwrite what the last one returned. size: side of the inputs in HR pixels.
+upscaled: whether they are upscaled to it by bicubic (VDSR) or stay small (EDSR). call: see engine.graphs.call.
 """
 
 import torch
 
-from engine import parallel
 from bicubic import imresize
-from data.images import HELD_OUT, find_training_images
+from data.dead_leaves import dead_leaves
 from data.patches import TrainingPatches
-from models import Generator
-from engine.learner import DTYPES, Learner, adam, recorded
-from utils import random_stream, seed_everything
+from utils import random_stream, stream_seed
 
 
-def lr_size(input_size, scale):
-    """Side of an LR image that becomes about input_size pixels at x`scale`: a multiple of 4."""
-    return 4 * (input_size // scale // 4)
+def lr_size(size, scale):
+    """Side of an LR image that becomes about `size` pixels at x`scale`: a multiple of 4."""
+    return 4 * (size // scale // 4)
 
 
-def network_input(x_lr, scale, upscaled_input):
+def network_input(x_lr, scale, upscaled):
     """x of an LR image x_lr: clamp(up_s(x_lr), 0, 1) for networks on upscaled images, else x_lr itself."""
-    return imresize(x_lr, scale).clamp(0, 1) if upscaled_input else x_lr
+    return imresize(x_lr, scale).clamp(0, 1) if upscaled else x_lr
 
 
-class Generators:
-    """The paper's source: G_s for every scale, which learn (`step`) between the student's phases.
+def degraded(hr, scale, upscaled):
+    """The network input of an HR image in [0, 1]: as a photograph would be made one."""
+    return network_input(imresize(hr, 1 / scale).clamp(0, 1), scale, upscaled)
 
-    teacher: says what the images are like (channels, upscaled_input).
+
+def noise_source(kind, size, channels, upscaled, seed, device="cpu"):
+    """Table 1's Noise column: of the HR size, the input itself where that is upscaled, and reduced to it where not.
+
+    kind: "uniform" on [0, 1], or "normal" (mean 0.5, deviation 0.25, clipped to it).
     """
 
-    def __init__(self, args, scales, teacher):
-        self.args, self.upscaled_input, self.take_step = args, teacher.upscaled_input, {}
-        seed_everything(args.seed, "generators")
-        self.networks = torch.nn.ModuleDict({
-            str(s): Generator(args.latent, lr_size(args.input_size, s), teacher.channels, args.ge_type)
-            for s in scales
-        }).to(args.device)
-        self.learners = {s: Learner(self.networks[str(s)], adam(self.networks[str(s)].parameters()),
-                                    DTYPES[args.precision], loss="the generator's loss") for s in scales}
-        self.images = {s: recorded(lambda z, s=s: self._images(z, s), args) for s in scales}
-
-    def _latent(self, *key):
-        """z ~ N(0, I), this process's share of (batchSize, latent), of the stream `key`."""
-        stream = random_stream(self.args.seed, *key, device=self.args.device)
-        z = torch.randn(self.args.batchSize, self.args.latent, generator=stream, device=self.args.device)
-        return z[parallel.share(len(z))]
-
-    @torch.no_grad()
-    def _images(self, z, scale):
-        return network_input(self.learners[scale](z), scale, self.upscaled_input)
-
-    def draw(self, scale, step):
-        return self.images[scale](self._latent("z", step))
-
-    def learn_by(self, generator_step):
-        """From now on step() is generator_step(generator, z, scale)."""
-        self.take_step = {s: recorded(lambda z, s=s, g=learner: generator_step(g, z, s), self.args)
-                          for s, learner in self.learners.items()}
-
-    def step(self, scale, step, rate):
-        """The generator phase. Returns what generator_step does."""
-        self.learners[scale].set_rate(rate)
-        return self.take_step[scale](self._latent("generator z", step))
-
-    def check(self):
-        """Raise NotFinite where a loss was not finite."""
-        for learner in self.learners.values():
-            learner.check()
-
-    def state_dict(self):
-        return {"networks": self.networks.state_dict(),
-                "optimizers": {str(s): learner.state_dict() for s, learner in self.learners.items()}}
-
-    def load_state_dict(self, state):
-        self.networks.load_state_dict(state["networks"])
-        for s, learner in self.learners.items():
-            learner.load_state_dict(state["optimizers"][str(s)])
-
-
-def noise_source(args, teacher):
-    """Table 1's Noise column: --noise uniform on [0, 1], or normal (mean 0.5, deviation 0.25, clipped to it).
-
-    --noise_at: lr, made an input like a generated image; hr, of the HR size, the input itself where that is
-    upscaled, and reduced to it where it is not.
-    """
-
-    def draw(scale, step):
-        size = lr_size(args.input_size, scale) * (scale if args.noise_at == "hr" else 1)
-        shape, stream = (args.batchSize, teacher.channels, size, size), random_stream(
-            args.seed, "noise", step, device=args.device)
-        if args.noise == "uniform":
-            x = torch.rand(shape, generator=stream, device=args.device)
+    def draw(scale, step, count):
+        side = lr_size(size, scale) * scale
+        shape, stream = (count, channels, side, side), random_stream(seed, "noise", step, device=device)
+        if kind == "uniform":
+            x = torch.rand(shape, generator=stream, device=device)
         else:
-            x = (0.5 + 0.25 * torch.randn(shape, generator=stream, device=args.device)).clamp(0, 1)
-        x = x[parallel.share(len(x))]
-        if args.noise_at == "lr":
-            return network_input(x, scale, teacher.upscaled_input)
-        return x if teacher.upscaled_input else imresize(x, 1 / scale).clamp(0, 1)
+            x = (0.5 + 0.25 * torch.randn(shape, generator=stream, device=device)).clamp(0, 1)
+        return x if upscaled else imresize(x, 1 / scale).clamp(0, 1)
 
     return draw
 
 
-def folder_source(args, scales, teacher):
-    """Patches of the real LR images made from --data_dir's training images."""
-    paths = find_training_images(args.data_dir, args.val_dataset == HELD_OUT)
-    patches = {
-        scale: TrainingPatches(paths, (scale,), scale * lr_size(args.input_size, scale), args.seed, args.device,
-                               teacher.channels, teacher.upscaled_input)
-        for scale in scales
-    }
-    return lambda scale, step: patches[scale].batch(step, args.batchSize)[0]
+def dead_leaves_source(size, channels, upscaled, seed, device="cpu", call=lambda function, *a: function(*a)):
+    """Dead leaves (data.dead_leaves) of HR size, made LR images and inputs as photographs would be."""
+    stream = torch.Generator(device)
+
+    def draw(scale, step, count):
+        stream.manual_seed(stream_seed(seed, "dead leaves", step))
+        return call(leaves, stream, scale, count)
+
+    def leaves(stream, scale, count):
+        hr = dead_leaves(count, scale * lr_size(size, scale), channels, stream, device)
+        return degraded(hr, scale, upscaled)
+
+    return draw
+
+
+def start_images(scales, size, channels, upscaled, seed, device="cpu", count=256):
+    """The images on which a student is fitted to its teacher: dead leaves, half of them of the first of three scales."""
+    draw = dead_leaves_source(size, channels, upscaled, seed, device)
+    shares = (count // 2, count // 4, count // 4) if len(scales) == 3 else (count // len(scales),) * len(scales)
+    images = [draw(scale, -1, share) for scale, share in zip(scales, shares)]
+    return torch.cat([image for image in images if image.shape[1:] == images[0].shape[1:]])
+
+
+def folder_source(paths, scales, size, channels, upscaled, seed, device="cpu"):
+    """Patches of the real LR images made from the image files `paths`."""
+    patches = {scale: TrainingPatches(paths, (scale,), scale * lr_size(size, scale), seed, device, channels, upscaled)
+               for scale in scales}
+    return lambda scale, step, count: patches[scale].batch(step, count)[0]
+
+
+class Bank:
+    """Images with the teacher's outputs, which grow by `size` every `steps` batches and are used again and again.
+
+    On a CPU the frozen teacher is more than half of a step. draw: a source. label(x): the teacher's outputs. What is
+    drawn is of all scales in equal parts; of more than MOST images the oldest go. Every pass is a new order; none is
+    flipped or turned, since the teacher is not symmetric. batch(step, count) -> (inputs, targets) depends on the seed and
+    the step alone.
+    """
+
+    CHUNK = 32  # images drawn and labelled at once
+    MOST = 32_768  # images: 600 MB of 48x48, with the teacher's outputs
+
+    def __init__(self, draw, label, scales, size, steps, seed, progress=iter):
+        self.draw, self.label, self.scales, self.steps, self.seed = draw, label, scales, steps, seed
+        self.chunks, self.progress, self.parts, self.number = -(-size // self.CHUNK), progress, {}, None
+
+    def batch(self, step, count):
+        number, step = divmod(step, self.steps)
+        if number != self.number:
+            self._grow_to(number)
+        inputs, targets = self.stacks[step % len(self.stacks)]
+        place, length = step // len(self.stacks) * count, len(inputs)
+        index = torch.cat([self._order(turn, length)[max(place - turn * length, 0):][:count]
+                           for turn in range(place // length, (place + count - 1) // length + 1)])[:count]
+        return inputs[index], targets[index]
+
+    def _grow_to(self, number):
+        """Draw what is missing. stacks: scales whose inputs are of one size are mixed in a batch, others take turns."""
+        first = max(0, number + 1 - max(1, self.MOST // (self.chunks * self.CHUNK)))
+        kept = range(first * self.chunks, (number + 1) * self.chunks)
+        self.parts = {i: pair for i, pair in self.parts.items() if i in kept}
+        for i in self.progress([i for i in kept if i not in self.parts]):
+            x = self.draw(self.scales[i % len(self.scales)], i, self.CHUNK).clone()
+            self.parts[i] = x, self.label(x)
+        by_shape = {}
+        for i in kept:
+            by_shape.setdefault(self.parts[i][0].shape[1:], []).append(self.parts[i])
+        self.number, self.stacks = number, [tuple(map(torch.cat, zip(*chunks))) for chunks in by_shape.values()]
+
+    def _order(self, turn, length):
+        return torch.randperm(length, generator=random_stream(self.seed, "bank", self.number, turn))

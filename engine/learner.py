@@ -1,158 +1,213 @@
-"""What training steps are made of: the distance D, learning rates, descent, half precision, CUDA graphs.
+"""A network that learns: distances, learning rates, Muon, and a step of descent in any precision.
 
-On a GPU a step is some hundreds of short kernels. Recorded once as a CUDA graph they run back to back, which
-takes that nothing in a step waits for the GPU or depends on the host: learning rates, the scale of the loss and
+On a GPU a step is some hundreds of short kernels. Recorded once as a CUDA graph (engine.graphs) they run back to back,
+which takes that nothing in a step waits for the GPU or depends on the host: learning rates, the scale of the loss and
 what was not finite are tensors on the device. The same steps, unrecorded, serve the CPU and `--plain`.
 """
 
 import contextlib
-import copy
 import math
 import warnings
 
 import torch
-from torch import nn
-from torch.nn.utils import get_total_norm
 
 from engine import parallel
 from utils import NotFinite
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-# Of the loss in fp16. Summed losses have large gradients, which overflow in the first steps unless they are
-# scaled down; then the scale grows back to 1, doubling in a hundred steps, lest the small gradients of a student
-# that is nearly right are rounded off.
-_FIRST_SCALE, _LEAST_SCALE, _GROWTH = 2.0**-8, 2.0**-24, 2.0 ** (1 / 100)
+LR = {"sgd": 0.1, "adam": 1e-3, "muon": 3e-3}  # each optimizer's usual learning rate
+LEAST_SCALE = 2.0**-24  # of an fp16 loss: below, an overflow is no longer put down to the scale
 
 
 def distance(loss_type):
-    """D of the paper: "MSE" is the summed squared error, "L1" the summed absolute error."""
+    """D of the paper: "MSE" is the summed squared error, "L1" the summed absolute error, of float32."""
     if loss_type == "MSE":
-        return lambda a, b: (a - b).square().sum()
-    return lambda a, b: (a - b).abs().sum()
+        return lambda a, b: (a.float() - b.float()).square().sum()
+    return lambda a, b: (a.float() - b.float()).abs().sum()
 
 
-def decay(args, epochs_done, epochs):
-    """The factor on a learning rate after `epochs_done` (a fraction, too) of `epochs` epochs."""
-    if args.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * min(epochs_done / epochs, 1)))
-    return 0.1 ** (int(epochs_done) // args.step)
+def decay(schedule, epochs_done, epochs, step=10):
+    """The factor on a learning rate after `epochs_done` (a fraction, too) of `epochs` epochs.
 
-
-def lowered(network, dtype):
-    """A copy of `network` whose convolutions and linear layers are of `dtype`; itself for float32."""
-    if dtype == torch.float32:
-        return network
-    network = copy.deepcopy(network)
-    for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.to(dtype)
-    return network
+    schedule: "step" divides by 10 every `step` epochs; "cosine" falls to 0; "trapezoid" stays, and from half way falls
+    to 0 in a straight line.
+    """
+    done = min(epochs_done / epochs, 1)
+    if schedule == "trapezoid":
+        return min(1, 2 * (1 - done))
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 0.1 ** (int(epochs_done) // step)
 
 
 @contextlib.contextmanager
 def frozen(network):
     """While it lasts, no gradient goes to the network's weights; through the network it does."""
-    network.requires_grad_(False)
+    learning = [weight for weight in network.parameters() if weight.requires_grad]
+    for weight in learning:
+        weight.requires_grad_(False)
     try:
         yield
     finally:
-        network.requires_grad_(True)
+        for weight in learning:
+            weight.requires_grad_(True)
 
 
-def make_optimizer(args, parameters):
-    """The optimiser of --optimizer, --momentum and --weight-decay. Learner sets its learning rate."""
-    if args.optimizer == "adam":
-        return adam(parameters, args.weight_decay)
-    optimizer = torch.optim.SGD(parameters, momentum=args.momentum, weight_decay=args.weight_decay, fused=True)
-    if args.momentum:  # or the fused step takes the buffers' memory as it is where the first update is skipped
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
-                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+# ---- optimizers ------------------------------------------------------------------------------------
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan 2024) for convolution kernels, Adam for all else, as one optimizer that fits into a CUDA graph.
+
+    The direction of a kernel (O, I, h, w) is its momentum, with Nesterov, as a matrix (O, I h w) made orthogonal by five
+    Newton-Schulz steps; kernels of one shape are one batched product. torch.optim.Muon takes matrices only.
+    hidden: kernels, in groups as they come; others: tensors. lr is Muon's, Adam's is a third of it.
+    """
+
+    _step_supports_amp_scaling = True  # GradScaler then leaves it to `found_inf` to skip a step, and waits for nothing
+
+    def __init__(self, hidden, others, lr=LR["muon"], momentum=0.95, weight_decay=0.0):
+        by_shape = {}
+        for kernel in hidden:
+            by_shape.setdefault(kernel.shape, []).append(kernel)
+        groups = [dict(params=kernels, muon=True) for kernels in by_shape.values()]
+        groups += [dict(params=others, muon=False, lr=lr / 3)] if others else []
+        super().__init__(groups, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                skip = getattr(self, "found_inf", None)
+                go = 1.0 if skip is None else 1 - skip.to(weights[0].device)  # 0: everything stays as it is
+                gradients = [weight.grad if skip is None else weight.grad.nan_to_num(0, 0, 0) for weight in weights]
+                updates = (self._muon if group["muon"] else self._adam)(weights, gradients, go, group["momentum"])
+                for weight, update in zip(weights, updates):
+                    weight.sub_(group["lr"] * go * (update + group["weight_decay"] * weight))
+
+    def _muon(self, weights, gradients, go, momentum):
+        first = self.state[weights[0]]
+        stacked = torch.stack([gradient.flatten(1) for gradient in gradients])
+        buffer = first.setdefault("momentum_buffer", torch.zeros_like(stacked))
+        buffer.lerp_(stacked, (1 - momentum) * go * torch.ones((), device=buffer.device))
+        return [update.reshape(weight.shape) for weight, update
+                in zip(weights, orthogonalize(stacked.lerp(buffer, momentum)))]
+
+    def _adam(self, weights, gradients, go, _, betas=(0.9, 0.999)):
+        for weight, gradient in zip(weights, gradients):
+            state = self.state[weight]
+            if not state:
+                state.update(step=torch.zeros((), device=weight.device), exp_avg=torch.zeros_like(weight),
+                             exp_avg_sq=torch.zeros_like(weight))
+            state["step"] += go
+            for name, beta, value in zip(("exp_avg", "exp_avg_sq"), betas, (gradient, gradient.square())):
+                state[name].lerp_(value, (1 - beta) * go * torch.ones((), device=weight.device))
+            mean, square = (state[name] / (1 - beta ** state["step"].clamp(min=1))
+                            for name, beta in zip(("exp_avg", "exp_avg_sq"), betas))
+            yield mean / (square.sqrt() + 1e-8)
+
+
+def orthogonalize(matrices, steps=5):
+    """About the nearest matrices with orthonormal rows, (count, rows, columns), by Newton-Schulz (Jordan 2024).
+
+    The quintic's coefficients bring singular values from 0.003 to 1 to between 0.7 and 1.2.
+    """
+    x = matrices / (torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True) + 1e-12)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    for _ in range(steps):
+        square = x @ x.mT
+        x = 3.4445 * x + (2.0315 * square @ square - 4.7750 * square) @ x
+    return x.mT if tall else x
+
+
+def make_optimizer(network, name, lr=None, momentum=0.9, weight_decay=0.0):
+    """The optimizer `name` ("sgd", "adam", "muon") of those of the network's parameters that learn.
+
+    lr: default LR[name]. Muon takes every convolution kernel but the first and the last.
+    """
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    lr = LR[name] if lr is None else lr
+    if name == "muon":
+        kernels = [weight for weight in weights if weight.dim() == 4][1:-1]
+        among = set(map(id, kernels))
+        return Muon(kernels, [weight for weight in weights if id(weight) not in among], lr, weight_decay=weight_decay)
+    fused = weights[0].device.type in ("cpu", "cuda")
+    if name == "adam":
+        # Its first steps run unrecorded, of which PyTorch warns.
+        warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
+        return torch.optim.Adam(weights, lr, weight_decay=weight_decay, fused=fused, capturable=weights[0].is_cuda)
+    optimizer = torch.optim.SGD(weights, lr, momentum, weight_decay=weight_decay, fused=fused)
+    if momentum:  # or the fused step takes the buffers' memory as it is where the first update is skipped
+        for weight in weights:
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     return optimizer
 
 
-def adam(parameters, weight_decay=0.0):
-    """Adam that can be recorded in a CUDA graph."""
-    parameters = list(parameters)
-    # Its first steps run unrecorded, of which PyTorch warns.
-    warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
-    return torch.optim.Adam(parameters, weight_decay=weight_decay, fused=True, capturable=parameters[0].is_cuda)
+# ---- a step ----------------------------------------------------------------------------------------
+
+
+def autocast(device, precision):
+    """The context in which networks on that device compute in that precision (see DTYPES)."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=DTYPES[precision] != torch.float32)
 
 
 class Learner:
-    """A network that learns: `master`, its weights in float32, `network`, what computes, and the optimiser.
+    """A network and its optimizer. network's weights are float32; what it computes is of `precision` (see DTYPES).
 
-    For bf16 and fp16 `network` is a copy in that precision, made again from the master after each update; for
-    float32 it is the master. loss: the loss's name, for NotFinite. clip: the largest norm of the gradient.
-    Called, a learner computes what its network does.
+    clip: the largest norm of the gradient. loss: the loss's name, for NotFinite.
     """
 
-    def __init__(self, master, optimizer, dtype=torch.float32, clip=math.inf, loss="the loss"):
-        self.master, self.optimizer, self.clip, self.loss = master, optimizer, clip, loss
-        self.network = lowered(master, dtype)
-        self.everywhere = parallel.distributed(self.network)
-        self.scaled = dtype == torch.float16
-        self.weights, self.computing = list(master.parameters()), list(self.network.parameters())
-        # Pairs by the type they compute in, all of one list for the fused copy.
-        self.pairs = [[pair for pair in zip(self.computing, self.weights) if pair[0].dtype == kind]
-                      for kind in {weight.dtype for weight in self.computing}]
-        device = self.weights[0].device
-        self.rate = torch.zeros((), device=device)
-        self.scale = torch.full((), _FIRST_SCALE if self.scaled else 1.0, device=device)
-        self.failed = torch.zeros((), dtype=torch.bool, device=device)
-        self.found = torch.zeros(2, device=device)
-        self._own_rate()
+    def __init__(self, network, optimizer, precision="fp32", clip=math.inf, loss="the loss"):
+        self.network, self.clip, self.loss, self.precision = network, clip, loss, precision
+        self.weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        self.device = self.weights[0].device
+        self.failed = torch.zeros((), dtype=torch.bool, device=self.device)
+        self.found = torch.zeros(2, device=self.device)
+        # Summed losses have large gradients, which overflow fp16 in the first steps unless the scale begins small. In
+        # other precisions it stays 1, and the scaler only keeps what is not finite from the weights.
+        scaled = precision == "fp16"
+        self.least_scale = LEAST_SCALE if scaled else 1.0
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, init_scale=2.0**-8 if scaled else 1.0, growth_interval=100 if scaled else 2**31 - 1,
+            enabled=self.device.type in ("cpu", "cuda"))
+        self._set_optimizer(optimizer)
 
-    def _own_rate(self):
+    def _set_optimizer(self, optimizer):
+        self.optimizer = optimizer
+        for group in optimizer.param_groups:  # tensors, which a recorded step reads anew every time
+            group["initial_lr"] = float(group.get("initial_lr", group["lr"]))
+            group["lr"] = torch.tensor(group["initial_lr"], device=self.device)
+
+    def set_rate(self, factor):
+        """The learning rates of the steps to come, as a part of those the optimizer was made with."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
-
-    def __call__(self, inputs):
-        return self.everywhere(inputs)
-
-    def set_rate(self, rate):
-        """The learning rate of the steps to come."""
-        self.rate.fill_(rate)
+            group["lr"].fill_(factor * group["initial_lr"])
 
     def descend(self, loss):
         """One step down `loss`, the gradient's norm clipped; none where loss or gradient is not finite.
 
         Returns the loss, detached, the sum over the processes where there are several.
         """
-        self.network.zero_grad()
-        (self.scale * parallel.world() * loss).backward()  # of which the processes take the mean
-        loss = parallel.total(loss.detach())
-        if self.network is not self.master:
-            for weight, computing in zip(self.weights, self.computing):
-                weight.grad = computing.grad.to(weight.dtype)
-        norm = get_total_norm([weight.grad for weight in self.weights]) / self.scale
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        loss = parallel.sum_gradients(self.weights, loss.detach())
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.clip)
         self._judge(loss, norm)
-        self.optimizer.step()
-        if self.network is not self.master:
-            self._lower()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         if not loss.is_cuda:
             self.check()
         return loss
 
     @torch.no_grad()
     def _judge(self, loss, norm):
-        """Tell the fused optimiser what to divide the gradient by, and whether to skip this update."""
-        overflow, lost = ~torch.isfinite(norm), ~torch.isfinite(loss)
-        # Divided by the loss's scale and, where the norm is above `clip`, by how far it is.
-        self.optimizer.grad_scale = self.scale * ((norm + 1e-6) / self.clip).clamp(min=1)
-        self.optimizer.found_inf = (overflow | lost).float()
+        """Remember the first loss or gradient that is not finite; of an fp16 gradient, once its scale is no excuse."""
+        small = self.scaler.scale(torch.ones((), device=self.device)) <= self.least_scale
         self.found.copy_(torch.where(self.failed, self.found, torch.stack((loss, norm))))
-        if self.scaled:  # fp16: an overflow is no failure while a smaller scale may cure it
-            self.failed |= lost | (overflow & (self.scale <= _LEAST_SCALE))
-            self.scale.copy_(torch.where(overflow, self.scale / 2, (self.scale * _GROWTH).clamp(max=1)))
-        else:
-            self.failed |= lost | overflow
-
-    @torch.no_grad()
-    def _lower(self):
-        for pairs in self.pairs:
-            torch._foreach_copy_(*zip(*pairs))
+        self.failed |= ~torch.isfinite(loss) | (~torch.isfinite(norm) & small)
 
     def check(self):
         """Raise NotFinite where a loss or gradient was not finite. Waits for the GPU."""
@@ -161,58 +216,21 @@ class Learner:
             raise NotFinite(f"{self.loss} is {loss:g}, its gradient's norm {norm:g}")
 
     def state_dict(self):
-        """What besides the master's weights a resumed run needs."""
-        return {"state": self.optimizer.state_dict()["state"], "scale": self.scale}
+        return {"config": self.network.config, "network": self.network.state_dict(), 
+                "optimizer": self.optimizer.state_dict()["state"], "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state):
-        """The state_dict of a learner of the same network; the master's weights are in their place already."""
+        """The state_dict of a learner of such a network. Raises RuntimeError, KeyError, ValueError on another's."""
+        self.network.load_state_dict(state["network"])
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
-        self._own_rate()
-        if self.scaled:
-            self.scale.copy_(state["scale"])
-        if self.network is not self.master:
-            self._lower()
+        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        self._set_optimizer(self.optimizer)
+        self.scaler.load_state_dict(state["scaler"])
 
 
-class Recorded:
-    """`step`, a function of tensors that returns tensors, as CUDA graphs, one for each shape of its inputs.
-
-    The first calls run it as it is, since libraries choose their kernels and optimisers make their state in
-    them; then it is recorded, and from there on replayed. What it returns is overwritten by the next call.
-    """
-
-    WARM_UP = 3
-
-    def __init__(self, step):
-        self.step, self.stream = step, torch.cuda.Stream()
-        self.calls, self.graphs = {}, {}
-
-    def __call__(self, *inputs):
-        shape = tuple(tensor.shape for tensor in inputs)
-        self.calls[shape] = self.calls.get(shape, 0) + 1
-        if self.calls[shape] <= self.WARM_UP:
-            self.stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.stream):
-                outputs = self.step(*inputs)
-            torch.cuda.current_stream().wait_stream(self.stream)
-            return outputs
-        if shape not in self.graphs:
-            self.graphs[shape] = self._record(inputs)
-        graph, places, outputs = self.graphs[shape]
-        for place, tensor in zip(places, inputs):
-            place.copy_(tensor)
-        graph.replay()
-        return outputs
-
-    def _record(self, inputs):
-        places, graph = [tensor.clone() for tensor in inputs], torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
-            outputs = self.step(*places)
-        return graph, places, outputs
-
-
-def recorded(step, args):
-    """`step` as it runs fastest on the run's device: Recorded on one GPU, unless --plain; else itself."""
-    alone = args.device.type == "cuda" and parallel.world() == 1
-    return Recorded(step) if alone and not args.plain else step
+def train_step(model, inputs, target, D):
+    """One step of a learner to lower D(model(inputs), target). Returns the loss a value of the target."""
+    model.network.train()
+    with autocast(inputs.device, model.precision):
+        output = model.network(inputs)
+    return model.descend(D(output, target)) / (target.numel() * parallel.world())

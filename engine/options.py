@@ -1,4 +1,4 @@
-"""The flags both scripts have."""
+"""The flags both scripts have: parsing, the defaults that depend on others, and what a main sets up by them."""
 
 import argparse
 import os
@@ -9,7 +9,14 @@ from pathlib import Path
 import torch
 
 from engine import parallel
+from engine.learner import LR
 from utils import InputError, choose_device, set_up_cpu
+
+# Flags that do not make another run: paths, logging, device and how it computes. (The scripts pass what is in
+# the file that --pretrained names.) --nEpochs, too, may change when a run is resumed; but a shorter or longer one
+# does not begin in the folder of another.
+MAY_CHANGE = {"resume", "pretrained", "save_dir", "output", "data_dir", "data_test", "self_ensemble", "threads",
+              "device", "precision", "plain", "checkpoint_every", "tensorboard"}
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -58,15 +65,17 @@ def add_shared_flags(parser):
     add("--batchSize", type=count, default=128, help="images a step")
     add("--nEpochs", type=count, help="epochs in all")
     add("--iter", type=count, help="rounds an epoch")
-    add("--optimizer", choices=("sgd", "adam"), default="sgd", help="of the trained network")
-    add("--lr", type=positive, help="learning rate (default: 0.1 for sgd, 1e-3 for adam)")
-    add("--schedule", choices=("step", "cosine"), default="step", help="how learning rates fall")
+    add("--optimizer", choices=tuple(LR), default="sgd", help="of the trained network")
+    add("--lr", type=positive, help="learning rate (default: 0.1 for sgd, 1e-3 for adam, 3e-3 for muon)")
+    add("--schedule", choices=("step", "cosine", "trapezoid"), default="step", help="how learning rates fall")
     add("--step", type=count, default=10, help="step schedule: a tenth of the rate every so many epochs")
     add("--clip", type=positive, default=0.4, help="largest norm of the trained network's gradient")
     add("--momentum", type=number(float, 0, 1), default=0.9, help="of sgd")
-    add("--weight-decay", "--wd", type=weight, help="(default: 1e-4 for sgd, 0 for adam)")
+    add("--weight-decay", "--wd", type=weight, help="(default: 1e-4 for sgd, 0 for adam and muon)")
     add("--loss_type", choices=("MSE", "L1"),
         help="summed squared or absolute error (default: MSE for vdsr, L1 for edsr)")
+    add("--student_init", choices=("random", "teacher"), default="random",
+        help="how a narrower network starts: at random, or fitted to its teacher's layers (models/from_teacher.py)")
     add("--scale", type=int, choices=(0, 2, 3, 4), default=0, help="0: all of the network's, at random")
     add("--start-epoch", type=count, default=1, help="begin at this epoch of the schedules")
     add("--resume", metavar="CHECKPOINT",
@@ -84,15 +93,15 @@ def add_shared_flags(parser):
     add("--tensorboard", action="store_true", help="log for TensorBoard, too, in --save_dir (pip install tensorboard)")
     add("--test_only", action="store_true", help="score, do not train")
     add("--seed", type=whole, default=1, help="of everything random")
-    add("--precision", choices=("auto", "fp32", "tf32", "bf16", "fp16"), default="auto",
-        help="of convolutions in training; weights and scoring are fp32 always. auto: fp16 on CUDA, else fp32")
-    add("--plain", action="store_true", help="on CUDA: no CUDA graphs, and fp32 unless --precision says otherwise")
+    add("--precision", choices=("auto", "fp32", "tf32", "bf16", "fp16"), default="auto", help="of convolutions in "
+        "training; weights and scoring are fp32 always. auto: fp16 on CUDA, bf16 on CPUs that compute in it, else fp32")
+    add("--plain", action="store_true", help="no CUDA graphs, and fp32 unless --precision says otherwise")
     add("--deterministic", action="store_true", help="on CUDA, only kernels that give the same result every time")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; others that PyTorch names (mps) are untested")
 
 
 def settle_shared_flags(args, script, output):
-    """Fill in the defaults that depend on other flags; check those that contradict one another.
+    """Fill in the defaults that depend on other flags; refuse those that contradict one another. Touches nothing else.
 
     script and output: what names the default --save_dir, and the default --output.
     """
@@ -108,33 +117,40 @@ def settle_shared_flags(args, script, output):
                              f"{args.save_dir} is not")
     args.save_dir = args.save_dir or f"runs/{script}" + ("_test" if args.test_only else "")
     args.output = args.output or output
-    sgd = args.optimizer == "sgd"
-    args.lr = args.lr if args.lr is not None else (0.1 if sgd else 1e-3)
-    args.weight_decay = args.weight_decay if args.weight_decay is not None else (1e-4 if sgd else 0.0)
+    args.lr = args.lr if args.lr is not None else LR[args.optimizer]
+    if args.weight_decay is None:
+        args.weight_decay = 1e-4 if args.optimizer == "sgd" else 0.0
     if args.start_epoch > args.nEpochs:
         raise InputError(f"--start-epoch {args.start_epoch}: is beyond --nEpochs {args.nEpochs}")
     if args.resume and args.test_only:
         raise InputError("--resume: cannot go with --test_only, which does not train")
-    check_places(args)
+    if args.test_only and any(Path(args.save_dir).glob("checkpoint*.pth")):
+        raise InputError(f"--save_dir {args.save_dir}: holds a run; give --test_only another folder")
+    if args.batchSize % parallel.world():
+        raise InputError(f"--batchSize {args.batchSize}: is no multiple of the {parallel.world()} processes")
     if args.tensorboard and not find_spec("tensorboard"):
         raise InputError("--tensorboard: needs pip install tensorboard")
-    own = getattr(args, "model", None)
-    args.device = parallel.join(choose_device(args.device))
-    if args.precision == "auto":
-        args.precision = "fp16" if args.device.type == "cuda" and not (args.plain or own) else "fp32"
-    elif own and args.precision not in ("fp32", "tf32"):
-        raise InputError(f"--precision {args.precision}: a network of --model trains in fp32 or tf32")
-    set_up_device(args)
 
 
 def set_up_device(args):
-    """Threads, TF32, and how kernels are chosen, as --threads, --precision and --deterministic say."""
+    """Join the other processes, if any; set threads, TF32 and how kernels are chosen. Fills in --device and --precision."""
+    args.device = parallel.join(choose_device(args.device))
+    if args.precision == "auto":
+        args.precision = "fp32" if args.plain or getattr(args, "model", None) else best_precision(args.device)
     set_up_cpu(args.threads)
     torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
     torch.backends.cudnn.benchmark = not args.deterministic
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True)
+
+
+def best_precision(device):
+    """The precision in which the device computes fastest at no loss: fp16 on CUDA, bf16 on CPUs that have it."""
+    if device.type == "cuda":
+        return "fp16"
+    has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # PyTorch has no public name for it
+    return "bf16" if device.type == "cpu" and has_bf16() else "fp32"
 
 
 def check_places(args):

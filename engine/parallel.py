@@ -6,14 +6,16 @@ torchrun everything here does nothing.
 """
 
 import os
-import warnings
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-# The others wait while the leader scores. A process that has died is noticed at once, not after this.
-PATIENCE = timedelta(hours=4)
+from utils import InputError
+
+PATIENCE = timedelta(hours=24)  # of those that wait while the leader scores; one that has died is noticed at once
+STEP = timedelta(minutes=10)  # of a step on GPUs, where another process that is gone is noticed only so
+_waiting = None  # the process group, of gloo, in which processes wait for one another
 
 
 def join(device):
@@ -23,11 +25,13 @@ def join(device):
     if device.type == "cuda":
         local = int(os.environ.get("LOCAL_RANK", 0))
         if local >= torch.cuda.device_count():
-            from utils import InputError  # which imports this module
             raise InputError(f"--nproc_per_node: more processes than the {torch.cuda.device_count()} GPUs here")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    global _waiting
+    on_gpu = device.type == "cuda"
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=STEP if on_gpu else PATIENCE)
+    _waiting = dist.new_group(backend="gloo", timeout=PATIENCE) if on_gpu else None
     return device
 
 
@@ -65,24 +69,28 @@ def total(tensor):
     return tensor + (everywhere - tensor.detach())
 
 
+def sum_gradients(weights, loss):
+    """Sum the weights' gradients, in place, and `loss` over the processes, in one message. Returns the sum of losses."""
+    if world() == 1:
+        return loss
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    message = torch.cat([loss.reshape(1), *(gradient.flatten() for gradient in gradients)])
+    dist.all_reduce(message)
+    loss, *sums = message.split([1, *(gradient.numel() for gradient in gradients)])
+    for gradient, part in zip(gradients, sums):
+        gradient.copy_(part.reshape(gradient.shape))
+    return loss[0]
+
+
 def largest(number):
     """The largest of the processes' integers."""
     if world() == 1:
         return number
     everywhere = torch.tensor(number)
-    dist.all_reduce(everywhere, dist.ReduceOp.MAX)
+    dist.all_reduce(everywhere, dist.ReduceOp.MAX, group=_waiting)
     return everywhere.item()
 
 
 def wait():
     """Until all processes are here."""
     largest(0)
-
-
-def distributed(network):
-    """`network` as one whose gradients are means over the processes; itself where there is one process."""
-    if world() == 1:
-        return network
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # newer versions call broadcast_buffers something else
-        return torch.nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)

@@ -17,13 +17,15 @@ end=$((SECONDS + 60 * $1)); shift
 only=" $* "
 out=${OUT:-runs/reproduce} results=${RESULTS:-figure/results} data=${DATA:-datasets}
 teacher=${TEACHER:-$out/teacher.pth}
-mkdir -p "$out" "$results/ablation" "$results/edsr"
+mkdir -p "$out" "$results/table2" "$results/start" "$results/edsr" "$results/sgd"
 
 measured= # whether there are new results
 collect() { # the tables, of what is in $results
   [ -n "$measured" ] || return 0
   python -m figure.table --results="$results" --output="${TABLES:-figure}"
-  python -m figure.ablation --results="$results" --output="${TABLES:-figure}"
+  for group in table2 start edsr; do
+    python -m figure.ablation "$results/$group" --output="${TABLES:-figure}"
+  done
 }
 
 stop() { collect; exit "$1"; }
@@ -50,54 +52,49 @@ distil() { # distil NAME flags...: of the VDSR teacher
 }
 
 paper="--stu_step=50 --reconw=1.0 --inc_num=1 --inc_step=0 --input_size=48 --iter=120 --latent=256 --lr_G=1e-5 --model_type=half --nEpochs=80"
-short="--stu_step=50 --iter=20 --nEpochs=20 --step=7 --val_dataset=held_out" # of an ablation: 20,000 student steps
+short="--stu_step=50 --iter=20 --nEpochs=18 --step=6 --val_dataset=held_out --data_test=Set5" # 18,000 student steps
 
-# Table 1: the teacher (Adam and a cosine, which need fewer steps than the reference's SGD), the fast recipe, the
-# student with data, the paper's command, noise.
+# Table 1. The teacher by Adam and a cosine, which need fewer steps than the reference's SGD (the last lines run that).
 [ -n "${TEACHER:-}" ] || run teacher train_teacher.py --model_type=origin --optimizer=adam --schedule=cosine --lr=5e-4 --nEpochs=100
-distil fast --recipe=fast
+distil fast --recipe=fast --nEpochs=60
 run student train_teacher.py --model_type=half --optimizer=adam --schedule=cosine --nEpochs=80
+run student_from_teacher train_teacher.py --model_type=half --student_init=teacher --pretrained="$teacher" --optimizer=muon \
+  --schedule=trapezoid --nEpochs=80
 distil ours $paper
 distil noise $paper --source=noise
 
-# What the parts bring, at equal steps, two seeds each.
-for seed in 1 2; do
-  distil "ablation/both_$seed" $short --seed=$seed
-  distil "ablation/reconstruction_$seed" $short --seed=$seed --gw=0
-  distil "ablation/adversarial_$seed" $short --seed=$seed --reconw=0
-  distil "ablation/rounded_$seed" $short --seed=$seed --rounded
-  for noise in uniform normal; do
-    for at in lr hr; do
-      distil "ablation/noise_${noise}_${at}_$seed" $short --seed=$seed --source=noise --noise=$noise --noise_at=$at
-    done
+# How much the start and the images matter: the fast recipe's steps.
+for seed in 1 2 3; do
+  distil "start/teacher_$seed" --recipe=fast --val_dataset=held_out --seed=$seed
+  distil "start/random_$seed" --recipe=fast --student_init=random --val_dataset=held_out --seed=$seed
+  for source in generator noise folder; do
+    distil "start/${source}_$seed" --recipe=fast --source=$source --val_dataset=held_out --seed=$seed
   done
-  distil "ablation/folder_$seed" $short --seed=$seed --source=folder
-  distil "ablation/dead_leaves_$seed" $short --seed=$seed --source=dead_leaves
-  distil "ablation/dead_leaves+generator_$seed" $short --seed=$seed --source=dead_leaves+generator
-  for stages in 2 3 6 9 18; do
-    step=$((18 / stages)); [ $step -le 3 ] || step=3
-    for init in random identity; do
-      distil "ablation/stages_${stages}_${init}_$seed" $short --seed=$seed --inc_num=$stages --inc_step=$step --grow_init=$init
-    done
-  done
-  distil "ablation/dead_leaves_adam_$seed" $short --seed=$seed --source=dead_leaves --optimizer=adam --schedule=cosine
-  distil "ablation/dead_leaves_adam_L1_$seed" $short --seed=$seed --source=dead_leaves --optimizer=adam --schedule=cosine --loss_type=L1
 done
 
-# EDSR: teachers, the larger scales starting from x2, and half-width students of every source.
+# Table 2: M1 noise, M2 reconstruction, DFAD adversarial, M3 both, M4 adversarial in stages, Ours all three; and a
+# generator that does not learn.
+for seed in 1 2 3; do
+  distil "table2/m1_$seed" $short --scale=2 --seed=$seed --source=noise
+  distil "table2/m2_$seed" $short --scale=2 --seed=$seed --gw=0
+  distil "table2/dfad_$seed" $short --scale=2 --seed=$seed --reconw=0
+  distil "table2/m3_$seed" $short --scale=2 --seed=$seed
+  distil "table2/m4_$seed" $short --scale=2 --seed=$seed --reconw=0 --inc_num=18 --inc_step=1
+  distil "table2/ours_$seed" $short --scale=2 --seed=$seed --inc_num=18 --inc_step=1
+  distil "table2/untrained_$seed" $short --scale=2 --seed=$seed --gw=0 --reconw=0
+done
+
+# EDSR: teachers, the larger scales starting from x2, and half-width students: with the data, generated, dead leaves.
 for scale in 2 3 4; do
-  edsr="--scale=$scale --batchSize=16 --optimizer=adam --schedule=cosine --lr=1e-4 --seed=1"
-  from=""; [ $scale = 2 ] || from="--pretrained=$out/edsr/teacher_x2.pth"
-  [ $scale = 2 ] && from="--arch=edsr_baseline"
+  edsr="--scale=$scale --batchSize=16 --optimizer=adam --schedule=cosine --lr=1e-4"
+  from="--pretrained=$out/edsr/teacher_x2.pth"; [ $scale = 2 ] && from="--arch=edsr_baseline"
   run edsr/teacher_x$scale train_teacher.py --model_type=origin $from $edsr --patch_size=$((48 * scale)) --nEpochs=100
   run edsr/student_x$scale train_teacher.py --model_type=half --arch=edsr_baseline $edsr --patch_size=$((48 * scale)) --nEpochs=100
-  for source in generator dead_leaves; do
-    run edsr/${source}_x$scale distillation.py --pretrained="$out/edsr/teacher_x$scale.pth" $edsr \
-      --input_size=$((48 * scale)) --source=$source --iter=20 --nEpochs=60
-  done
+  run edsr/generator_x$scale distillation.py --pretrained="$out/edsr/teacher_x$scale.pth" $edsr --input_size=$((48 * scale)) --iter=20 --nEpochs=60
+  run edsr/fast_x$scale distillation.py --pretrained="$out/edsr/teacher_x$scale.pth" --recipe=fast --input_size=$((48 * scale))
 done
 
 # The reference's own recipe for teacher and student with data.
-run ablation/teacher_sgd train_teacher.py --model_type=origin
-run ablation/student_sgd train_teacher.py --model_type=half
+run sgd/teacher train_teacher.py --model_type=origin
+run sgd/student train_teacher.py --model_type=half
 collect

@@ -21,7 +21,7 @@ from models.load import check_fit, find_weights
 from utils import InputError, read_checkpoint
 
 
-def own_network(path, role, weights=None):
+def custom_network(path, role, weights=None):
     """The network that the function `role` ("teacher" or "student") of the file `path` makes.
 
     weights: a checkpoint to load into it, with the names it has. It gets what this project asks of a network

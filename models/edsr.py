@@ -3,8 +3,6 @@
 import torch
 import torch.nn as nn
 
-from models.layers import conv_relu
-
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 
 
@@ -21,7 +19,7 @@ class ResBlock(nn.Module):
         self.res_scale = res_scale
 
     def forward(self, x):
-        return x + self.res_scale * self.body[2](conv_relu(x, self.body[0]))
+        return x + self.res_scale * self.body(x)
 
 
 def _upsampler(scale, n_feats):
@@ -36,8 +34,7 @@ def _upsampler(scale, n_feats):
 class EDSR(nn.Module):
     """head, body of n_resblocks residual blocks and a convolution with a long skip, tail.
 
-    forward: (B, 3, h, w) RGB in [0, 1], float32 -> (B, 3, scale * h, scale * w), float32, not clipped, whatever
-    the precision of the weights, in which it computes. Inside, values are 0..255 less the mean of DIV2K, so
+    forward: (B, 3, h, w) RGB in [0, 1], float32 -> (B, 3, scale * h, scale * w), float32, not clipped. Inside, values are 0..255 less the mean of DIV2K, so
     that EDSR-PyTorch's weights serve as they are. The parts carry that project's names. Baseline: EDSR(16, 64);
     full: EDSR(32, 256, res_scale=0.1).
     """
@@ -62,7 +59,7 @@ class EDSR(nn.Module):
                 "scale": self.scales[0], "res_scale": self.res_scale}
 
     def forward(self, x):
-        features = self.head((255 * x - self.mean).to(self.head[0].weight.dtype))
+        features = self.head(255 * x - self.mean)
         features = features + self.body(features)
         return (self.tail(features) + self.mean) / 255
 

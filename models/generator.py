@@ -3,31 +3,25 @@
 import torch.nn as nn
 
 
-def _norm(ge_type, channels, eps=1e-5):
-    layer = {"IN": nn.InstanceNorm2d, "BN": nn.BatchNorm2d}[ge_type]
-    return layer(channels, eps=eps, affine=True)
-
-
 class Generator(nn.Module):
     """G_s: z (B, latent) from N(0, I) -> x_lr (B, channels, size, size) in [0, 1].
 
     size: a multiple of 4, at least 8 (the first normalisation needs more than one pixel).
-    ge_type: "IN" instance normalisation, as the paper; "BN" batch normalisation.
     """
 
-    def __init__(self, latent, size, channels=1, ge_type="IN"):
+    def __init__(self, latent, size, channels=1):
         super().__init__()
         self.size = size
         self.head = nn.Linear(latent, 128 * (size // 4) ** 2)
         self.body = nn.Sequential(
-            _norm(ge_type, 128),
+            nn.InstanceNorm2d(128, affine=True),
             nn.Upsample(scale_factor=2),
             nn.Conv2d(128, 128, 3, padding=1),
-            _norm(ge_type, 128, eps=0.8),
+            nn.InstanceNorm2d(128, eps=0.8, affine=True),
             nn.LeakyReLU(0.2),
             nn.Upsample(scale_factor=2),
             nn.Conv2d(128, 64, 3, padding=1),
-            _norm(ge_type, 64, eps=0.8),
+            nn.InstanceNorm2d(64, eps=0.8, affine=True),
             nn.LeakyReLU(0.2),
         )
         self.tail = nn.Sequential(nn.Conv2d(64, channels, 3, padding=1), nn.Tanh())
@@ -36,6 +30,5 @@ class Generator(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, z):
-        features = self.head(z.to(self.head.weight.dtype))
-        features = self.body(features.reshape(len(z), 128, self.size // 4, self.size // 4))
-        return (self.tail(features).to(z.dtype) + 1) / 2
+        features = self.head(z).reshape(len(z), 128, self.size // 4, self.size // 4)
+        return (self.tail(self.body(features)) + 1) / 2

@@ -1,44 +1,54 @@
-"""Teacher and student: the networks that a distillation's flags name."""
+"""Teacher and student: which networks a distillation has, in plain values."""
 
 from pathlib import Path
 
 from models import build_model, half_width
+from models.custom import custom_network
+from models.from_teacher import student_from_teacher
 from models.load import load_model
-from models.custom import own_network
 from utils import InputError
 
 
-def load_networks(args):
-    """The teacher, frozen, and with --test_only the student."""
-    if not Path(args.pretrained).is_file():
-        raise InputError(f"{args.pretrained}: no such teacher; train_teacher.py makes one, --pretrained names one")
-    load = lambda path, role: (own_network(args.model, role, path).to(args.device) if args.model
-                               else load_model(path, args.device, args.res_scale))
-    teacher = load(args.pretrained, "teacher").requires_grad_(False)
-    if args.arch not in (None, teacher.config["arch"]):
-        raise InputError(f"--arch {args.arch}: {args.pretrained} is of another, {teacher.config['arch']}")
-    if not args.test_only:
-        return teacher, None
-    if not args.student:
-        raise InputError("--test_only: say which student to score with --student")
-    student = load(args.student, "student")
+def load_network(path, role, device="cpu", model=None, res_scale=None):
+    """The "teacher" or "student" of the checkpoint `path`. model: the file of a network of one's own, if it is one."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such {role}; train_teacher.py makes a teacher, --pretrained names one")
+    return custom_network(model, role, path).to(device) if model else load_model(path, device, res_scale)
+
+
+def check_pair(teacher, student, teacher_path, student_path):
+    """Raise InputError where the networks are not teacher and student of one another."""
     if (student.config["arch"], student.scales) != (teacher.config["arch"], teacher.scales):
-        raise InputError(f"{args.student}: has another architecture or scale than the teacher {args.pretrained}")
-    if not args.model and student.config["n_feats"] > teacher.config["n_feats"]:
-        raise InputError(f"{args.student}: is wider than the teacher {args.pretrained}; are they swapped?")
-    return teacher, student
+        raise InputError(f"{student_path}: has another architecture or scale than the teacher {teacher_path}")
+    if student.config.get("n_feats", 0) > teacher.config.get("n_feats", 0):
+        raise InputError(f"{student_path}: is wider than the teacher {teacher_path}; are they swapped?")
 
 
-def student_config(args, teacher):
-    """The student's architecture at full depth: the teacher's, halved (paper section 4) or as the flags say."""
-    if args.model:
-        return {"n_resblocks": 1}
-    config = half_width(teacher.config) if args.model_type == "half" else dict(teacher.config)
-    for name in ("n_resblocks", "n_feats"):
-        config[name] = getattr(args, name) or config[name]
-    return config
+def student_config(teacher, half=True, n_resblocks=None, n_feats=None):
+    """The student's architecture at full depth: the teacher's, halved (paper section 4) or as the numbers say."""
+    if teacher.config["arch"] == "own":
+        return {**teacher.config, "role": "student", "n_resblocks": 1}
+    config = half_width(teacher.config) if half else dict(teacher.config)
+    return {**config, "n_resblocks": n_resblocks or config["n_resblocks"], "n_feats": n_feats or config["n_feats"]}
 
 
-def new_student(args, config):
-    """A student of that architecture, or --model's."""
-    return (own_network(args.model, "student") if args.model else build_model(config)).to(args.device)
+def check_start(teacher, config, inc_num=1):
+    """Raise InputError where no student of that config can start from its teacher's weights."""
+    why = ("--inc_num above 1 grows the student from random blocks" if inc_num > 1 else
+           "a network of --model is not known layer by layer" if config["arch"] == "own" else
+           "the student's depth is not the teacher's" if config["n_resblocks"] != teacher.config["n_resblocks"] else
+           "the student is wider than the teacher" if config["n_feats"] > teacher.config["n_feats"] else None)
+    if why:
+        raise InputError(f"--student_init teacher: {why}; use --student_init=random")
+
+
+def new_student(teacher, config, device="cpu", model=None, images=None, seed=1, disable=None):
+    """A student of that config: at random, or where `images` are given fitted to its teacher on them.
+
+    model: the file of a network of one's own, whose student() it is then.
+    """
+    if model:
+        return custom_network(model, "student").to(device)
+    if images is None:
+        return build_model(config).to(device)
+    return student_from_teacher(teacher, images, config["n_feats"], seed, disable)

@@ -7,8 +7,7 @@ import math
 
 import torch
 import torch.nn as nn
-
-from models.layers import conv_relu
+import torch.nn.functional as F
 
 
 def _conv(in_channels, out_channels):
@@ -20,9 +19,8 @@ def _conv(in_channels, out_channels):
 class VDSR(nn.Module):
     """head 1 -> n_feats, body of n_resblocks convolutions, tail n_feats -> 1, ReLU between.
 
-    forward: (B, 1, H, W) upscaled luma in [0, 1], float32 -> (B, 1, H, W), float32, not clipped, whatever the
-    precision of the weights, in which it computes. One network serves every scale. The paper's teacher is
-    VDSR(18, 64), its student VDSR(18, 32).
+    forward: (B, 1, H, W) upscaled luma in [0, 1], float32 -> (B, 1, H, W), float32, not clipped. One network serves
+    every scale. The paper's teacher is VDSR(18, 64), its student VDSR(18, 32).
     """
 
     scales = (2, 3, 4)
@@ -42,9 +40,9 @@ class VDSR(nn.Module):
         return {"arch": "vdsr", "n_resblocks": len(self.body), "n_feats": self.n_feats}
 
     def forward(self, x):
-        features = conv_relu(x.to(self.head.weight.dtype), self.head)
+        features = F.relu(self.head(x), inplace=True)
         for conv in self.body:
-            features = conv_relu(features, conv)
+            features = F.relu(conv(features), inplace=True)
         return x + self.tail(features)
 
     def grow(self, n_resblocks, init="random"):

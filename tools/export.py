@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.benchmark import Benchmarks, choose_validation
 from engine.options import Parser, positive, whole
-from models.custom import own_network
+from models.custom import custom_network
 from models.load import load_model
 from utils import InputError, choose_device, device_name, run_script, write_atomically
 
@@ -259,7 +259,7 @@ def main(args):
         raise InputError("say either which file to write, .onnx or .pt2, or with --compare which teacher to compare")
     if args.threads:
         torch.set_num_threads(args.threads)
-    load = lambda path, role: (own_network(args.model, role, path) if args.model
+    load = lambda path, role: (custom_network(args.model, role, path) if args.model
                                else load_model(path, res_scale=args.res_scale)).requires_grad_(False)
     if args.compare is not None:
         networks = {"teacher": load(args.compare, "teacher"), "student": load(args.student, "student")}

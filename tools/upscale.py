@@ -27,7 +27,7 @@ from bicubic import imresize
 from data.benchmark import choose_scales, run_network
 from data.images import EXTENSIONS, list_images, luma, open_image
 from engine.options import Parser, positive, whole
-from models.custom import own_network
+from models.custom import custom_network
 from models.load import load_model
 from models.tiles import reach
 from utils import InputError, choose_device, run_script
@@ -204,7 +204,7 @@ def main(args):
     if args.threads:  # and no set_up_cpu: memory that is kept would be twice as much for large images
         torch.set_num_threads(args.threads)
     paths = find_inputs(args.images)
-    model = (own_network(args.model, "student", args.student).to(device) if args.model
+    model = (custom_network(args.model, "student", args.student).to(device) if args.model
              else load_model(args.student, device, args.res_scale))
     scales = choose_scales(args.scale, model, args.student)
     if len(scales) > 1:

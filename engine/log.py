@@ -1,0 +1,67 @@
+"""What a run says of itself: lines on the terminal and in log.txt, metrics.jsonl, results.json, TensorBoard."""
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from engine import parallel
+from utils import append_line, device_name, git_revision, save_json, write_atomically
+
+
+class Log:
+    """The records in the folder `path`. Of several processes only the leader writes. tensorboard: write for it, too."""
+
+    def __init__(self, path, tensorboard=False):
+        self.path, self.tensorboard = Path(path), tensorboard
+
+    def line(self, text):
+        """Print a line and append it to log.txt."""
+        if not parallel.leader():
+            return
+        try:
+            tqdm.write(text)
+        except OSError:  # whoever read our output is gone; log.txt still has it
+            pass
+        append_line(self.path / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+
+    def keep_epochs_before(self, epoch):
+        """Drop from metrics.jsonl what comes (again), and half a line of a run that was killed as it wrote."""
+        kept, path = [], self.path / "metrics.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                if json.loads(line)["epoch"] < epoch:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                pass
+        write_atomically(path, "".join(kept).encode())
+
+    def epoch(self, epoch, losses, psnr, **more):
+        """A line of metrics.jsonl and one in words. losses: {name: mean}. psnr: {scale: dB}."""
+        metrics = {"epoch": epoch, **losses, "psnr": psnr, **more}
+        append_line(self.path / "metrics.jsonl", json.dumps(metrics))
+        terms = [f"{name} {value:.3e}" for name, value in losses.items()]
+        self.line(f"epoch {epoch}: " + ", ".join(terms + [f"x{scale} {value:.2f} dB" for scale, value in psnr.items()]))
+        numbers = {**losses, **more, **{f"PSNR/x{scale}": value for scale, value in psnr.items()}}
+        self._board(epoch, {name: value for name, value in numbers.items() if value is not None})
+
+    def results(self, results, protocol, args, **more):
+        """results.json: scores, how they were made and by what. args: the flags, a dict."""
+        command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+        save_json({"results": results, "protocol": protocol, **more, "date": time.strftime("%Y-%m-%d"),
+                   "device": device_name(args["device"]), "git": git_revision(), "command": command, "args": args},
+                  self.path / "results.json")
+        self._board(more.get("epochs", 0), {
+            f"{name}/{which} x{scale}": score["psnr"] for name, by_scale in results.items()
+            for scale, row in by_scale.items() for which, score in row.items()})
+
+    def _board(self, step, numbers):
+        if self.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            with SummaryWriter(self.path / "tensorboard") as writer:
+                for name, value in numbers.items():
+                    writer.add_scalar(name, value, step)
