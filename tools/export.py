@@ -22,8 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.benchmark import Benchmarks, choose_validation
 from engine.options import Parser, positive, whole
-from models.custom import custom_network
-from models.load import load_model
+from models.pair import load_network
 from utils import InputError, choose_device, device_name, run_script, write_atomically
 
 # Sizes (batch, height, width) of inputs: of the one a network is recorded with, and of those a file is tried on.
@@ -259,14 +258,13 @@ def main(args):
         raise InputError("say either which file to write, .onnx or .pt2, or with --compare which teacher to compare")
     if args.threads:
         torch.set_num_threads(args.threads)
-    load = lambda path, role: (custom_network(args.model, role, path) if args.model
-                               else load_model(path, res_scale=args.res_scale)).requires_grad_(False)
+    load = lambda path, role: load_network(path, role, "cpu", args.model, args.res_scale).requires_grad_(False)
     if args.compare is not None:
-        networks = {"teacher": load(args.compare, "teacher"), "student": load(args.student, "student")}
+        paths = {"teacher": args.compare, "student": args.student}
+        networks = {role: load(path, role) for role, path in paths.items()}
         print(f"{device_name(torch.device('cpu'))}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; times are "
               f"medians for one {TIMED[0]}x{TIMED[1]} output image"
               + ", without bicubic" * networks["student"].upscaled_input + "\n")
-        paths = {"teacher": args.compare, "student": args.student}
         return print(cost_table({role: cost(network, paths[role]) for role, network in networks.items()}))
     path = Path(args.file)
     if path.suffix not in FORMATS:

@@ -27,8 +27,7 @@ from bicubic import imresize
 from data.benchmark import choose_scales, run_network
 from data.images import EXTENSIONS, list_images, luma, open_image
 from engine.options import Parser, positive, whole
-from models.custom import custom_network
-from models.load import load_model
+from models.pair import load_network
 from models.tiles import reach
 from utils import InputError, choose_device, run_script
 
@@ -204,11 +203,12 @@ def main(args):
     if args.threads:  # and no set_up_cpu: memory that is kept would be twice as much for large images
         torch.set_num_threads(args.threads)
     paths = find_inputs(args.images)
-    model = (custom_network(args.model, "student", args.student).to(device) if args.model
-             else load_model(args.student, device, args.res_scale))
+    model = load_network(args.student, "student", device, args.model, args.res_scale)
     scales = choose_scales(args.scale, model, args.student)
     if len(scales) > 1:
         raise InputError(f"--scale 0: {args.student} upscales by {', '.join(map(str, scales))}; say by which")
+    if reach(model) is None:
+        print(f"{args.student}: every output pixel depends on the whole image, so each goes through in one piece")
     upscale_images(model, paths, args.to, scales[0], device, args.self_ensemble)
     print(f"{len(paths)} image{'s' * (len(paths) > 1)} upscaled by {scales[0]}: {args.to}")
 
