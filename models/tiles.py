@@ -1,12 +1,18 @@
 """A network on a large image, piece by piece, and on the eight flips and turns of an image."""
 
+import copy
 import math
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from tqdm import tqdm
+
+from models import EDSR, VDSR
 
 # Values in the largest feature map of a tile: 64 MB in float32.
 _LARGEST = 2**24
+_measured = WeakKeyDictionary()
 
 
 def _pieces(length, most):
@@ -17,15 +23,62 @@ def _pieces(length, most):
 
 
 def reach(model):
-    """How many input pixels away an output pixel's receptive field can end: the sum over the convolutions."""
-    return sum(max(k // 2 * d for k, d in zip(module.kernel_size, module.dilation))
-               for module in model.modules() if isinstance(module, nn.Conv2d))
+    """How many input pixels away an output pixel's receptive field can end, or None where tiles show.
+
+    Of our networks it is the sum over the convolutions. Of others it is measured, once; None, which a line then
+    says, where an output pixel depends on more than 108 pixels around it or on where the image begins.
+    """
+    if isinstance(model, (VDSR, EDSR)):
+        return sum(module.kernel_size[0] // 2 for module in model.modules() if isinstance(module, nn.Conv2d))
+    if model not in _measured:
+        try:
+            _measured[model] = measure_reach(model)
+        except Exception:  # what strips are too narrow for may still take whole images
+            _measured[model] = None
+        if _measured[model] is None:
+            tqdm.write("This network's output depends on the whole image, so that large ones are not cut into tiles.")
+    return _measured[model]
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def measure_reach(model, short=16, long=256):
+    """As reach, by the gradient on two strips; None where a strip cut at any place differs from the whole one."""
+    model, ratio, radius = copy.deepcopy(model).eval(), _ratio(model), 0
+    random = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        if not weight.any():  # a gate that begins closed will open
+            weight.data = (torch.randn(weight.shape, generator=random) / 100).to(weight)
+    strip = torch.rand(1, model.channels, short, long, generator=random).to(next(model.parameters(), torch.empty(0)))
+    first, last = long // 2 - 4, long // 2 + 4
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for x, axis in ((strip, 3), (strip.mT.contiguous(), 2)):
+            x.requires_grad_()
+            whole = model(x)
+            middle = whole.narrow(axis, first * ratio, (last - first) * ratio)
+            (middle * torch.randn(middle.shape, generator=random).to(middle)).sum().backward()
+            seen = x.grad.movedim(axis, 0).flatten(1).any(1).nonzero()
+            if seen.min() < 16 or seen.max() >= long - 16:  # what is farther may be beyond the strip
+                return None
+            here = max(first - seen.min().item(), seen.max().item() + 1 - last, 0)
+            with torch.no_grad():
+                for top in range(first - 8, first):  # at every place modulo 8, of odd and even lengths
+                    tile = model(x.narrow(axis, top - here, last - top + 2 * here))
+                    tile = tile.narrow(axis, here * ratio, (last - top) * ratio)
+                    expected = whole.narrow(axis, top * ratio, (last - top) * ratio)
+                    if not (tile - expected).abs().max() <= 1e-5 * whole.abs().max().clamp(min=1):
+                        return None
+            radius = max(radius, here)
+    return radius
 
 
 def widest(model):
     """Channels of the widest feature map: n_feats, or in a network without such the most of any layer."""
-    layers = [module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
-    return getattr(model, "n_feats", max(layers, default=1))
+    return getattr(model, "n_feats", max(getattr(module, "out_channels", 1) for module in model.modules()))
+
+
+def _ratio(model):
+    return 1 if model.upscaled_input else model.scales[0]
 
 
 @torch.inference_mode()
@@ -35,11 +88,12 @@ def run_tiled(model, x, largest=_LARGEST):
     Each tile comes with the pixels around it on which its output depends, so that no seam shows: the result
     is that of the whole image but for rounding. largest: values in a feature map.
     """
-    ratio, radius = 1 if model.upscaled_input else model.scales[0], reach(model)
-    rows, columns = x.shape[-2:]
-    side = max(math.isqrt(largest // (len(x) * widest(model) * ratio**2)) - 2 * radius, 16)
-    if max(rows, columns) <= side + 2 * radius:
+    ratio, (rows, columns) = _ratio(model), x.shape[-2:]
+    most = math.isqrt(largest // (len(x) * widest(model) * ratio**2))
+    radius = None if max(rows, columns) <= most else reach(model)
+    if radius is None or max(rows, columns) <= 16 + 2 * radius:
         return model(x)
+    side = max(most - 2 * radius, 16)
     output = x.new_empty(*x.shape[:2], rows * ratio, columns * ratio)
     for top, bottom in _pieces(rows, side):
         for left, right in _pieces(columns, side):
