@@ -1,4 +1,4 @@
-"""Networks that this project does not have, in tiles: how far they look is measured, and where tiles show, they are whole."""
+"""Tiles of networks of one's own: how far they look is measured, and where tiles would show, none are cut."""
 
 import pytest
 import torch
