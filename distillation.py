@@ -152,21 +152,27 @@ def stages(depth, settings):
     return list(zip(begins, begins[1:] + [settings.nEpochs + 1], blocks))
 
 
-def distil(teacher, student, images, settings, generators=None, depth=None, run=None, validate=None, call=call):
+def stage(epoch, depth, settings):
+    """The one of stages() that an epoch belongs to."""
+    return next(stage for stage in stages(depth, settings) if epoch < stage[1])
+
+
+def distil(teacher, student, images, settings, generators=None, depth=1, run=None, validate=None, call=call):
     """Distil the network `teacher` into the network `student`, which is returned.
 
     images(step): a batch x and the teacher's output T(x), see labelled. generators: {scale: learner of G_s}, where they
-    learn. depth: the student's at the end, where it grows in stages. run: an engine.run.Run, for log and checkpoints.
+    learn. depth: the student's body blocks at the end, where it grows in stages. run: an engine.run.Run, for log and checkpoints.
     validate(student): {scale: PSNR} after an epoch. call: how steps are run, see engine.graphs.
     """
-    s, D, run = settings, distance(settings.loss_type), run or Run(epochs=settings.nEpochs, losses=losses(generators))
+    s, D = settings, distance(settings.loss_type)
     learner = lambda network: Learner(network, make_optimizer(network, s.optimizer, s.lr, s.momentum, s.weight_decay),
                                       s.precision, s.clip, "D(S(x), T(x))")
     keep = {f"generator_{scale}": generator for scale, generator in (generators or {}).items()}
     S = learner(student)
+    run = run or Run(epochs=s.nEpochs, losses=losses(generators), device=S.device)
     run.begin(student=S, **keep)
     for epoch in range(run.epoch, s.nEpochs + 1):
-        begin, end, blocks = next(stage for stage in stages(depth, s) if stage[0] <= epoch < stage[1])
+        begin, end, blocks = stage(epoch, depth, s)
         if epoch == begin > 1 and run.round == run.step == 0:  # a new stage: what is trained stays, the rest is new
             seed_everything(s.seed, "stage", begin)
             student.grow(blocks, s.grow_init)
@@ -327,13 +333,11 @@ def train(args, settings, run, teacher, config):
     draw = make_source(args, settings, teacher, generators, call)
 
     seed_everything(args.seed, "student", 0)
-    if run.state:  # its weights come from the checkpoint
-        student = new_student(teacher, run.state["parts"]["student"]["config"], args.device, args.model)
-    else:
-        images = (start_images(settings.scales, args.input_size, teacher.channels, teacher.upscaled_input, args.seed,
-                               args.device) if args.student_init == "teacher" else None)
-        first = {**config, "n_resblocks": stages(config["n_resblocks"], settings)[0][2]}
-        student = new_student(teacher, first, args.device, args.model, images, args.seed, parallel.quiet())
+    blocks = stage(run.epoch - (run.round == run.step == 0), config["n_resblocks"], settings)[2]  # of the last step
+    images = (start_images(settings.scales, args.input_size, teacher.channels, teacher.upscaled_input, args.seed,
+                           args.device) if args.student_init == "teacher" and not run.state else None)
+    student = new_student(teacher, {**config, "n_resblocks": blocks}, args.device, args.model, images, args.seed,
+                          parallel.quiet())
 
     def validate(student):
         psnr = {}

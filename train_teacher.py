@@ -28,7 +28,7 @@ from engine.run import Run
 from figure.plots import save_curves
 from models import PRESETS, build_model, half_width
 from models.load import load_model
-from models.pair import check_start, new_student
+from models.pair import check_start, new_student, student_config
 from utils import InputError, fingerprint, run_script, save_json, save_model, seed_everything
 
 ARCHITECTURE_FLAGS = ("arch", "n_resblocks", "n_feats", "res_scale")
@@ -72,19 +72,18 @@ def train(model, patches, settings, run, validate, call):
     return model.eval()
 
 
-def make_model(args):
-    """The network to train: --pretrained's, or a new one of --arch, --n_resblocks, --n_feats, halved."""
+def make_model(args, pretrained):
+    """The network to train: `pretrained`, or a new one of --arch, --n_resblocks, --n_feats, halved."""
     given = {name: getattr(args, name) for name in ARCHITECTURE_FLAGS if getattr(args, name) is not None}
     if args.student_init == "teacher":
-        return start_from_teacher(args)
-    if args.pretrained:
+        return make_student(args, pretrained)
+    if pretrained:
         if given.keys() - {"res_scale"}:
             raise InputError(f"--{next(iter(given))}: cannot go with --pretrained, which says the architecture")
-        model = load_model(args.pretrained, args.device, args.res_scale)
-        if model.upscaled_input or args.test_only or args.scale in (0, *model.scales):
-            return model
+        if pretrained.upscaled_input or args.test_only or args.scale in (0, *pretrained.scales):
+            return pretrained
         seed_everything(args.seed, "model")
-        return lend(model, build_model({**model.config, "scale": args.scale}).to(args.device))
+        return lend(pretrained, build_model({**pretrained.config, "scale": args.scale}).to(args.device))
     config = {**PRESETS[given.pop("arch", "vdsr")], **given}
     if config["arch"] == "edsr":
         if not args.scale:
@@ -96,17 +95,19 @@ def make_model(args):
     return build_model(half_width(config) if args.model_type == "half" else config).to(args.device)
 
 
-def start_from_teacher(args):
-    """Half of the teacher --pretrained, fitted to its layers."""
-    if not args.pretrained or args.model_type != "half":
+def make_student(args, teacher):
+    """A network of half the teacher's width, or --n_feats. Its weights: fit_to_teacher."""
+    if not teacher or args.model_type != "half":
         raise InputError("--student_init teacher: needs --model_type=half and the teacher as --pretrained")
-    teacher = load_model(args.pretrained, args.device, args.res_scale)
-    config = {**half_width(teacher.config), **({"n_feats": args.n_feats} if args.n_feats else {})}
+    config = student_config(teacher, True, args.n_resblocks, args.n_feats)
     check_start(teacher, config)
-    if args.resume:  # its weights come from the checkpoint
-        return build_model(config).to(args.device)
-    images = start_images(teacher.scales, args.patch_size, teacher.channels, teacher.upscaled_input, args.seed, args.device)
-    return new_student(teacher, config, args.device, images=images, seed=args.seed, disable=parallel.quiet())
+    return build_model(config).to(args.device)
+
+
+def fit_to_teacher(args, model, teacher):
+    """The model as a student that starts from its teacher's layers."""
+    images = start_images(teacher.scales, 48, teacher.channels, teacher.upscaled_input, args.seed, args.device)
+    return new_student(teacher, model.config, args.device, images=images, seed=args.seed, disable=parallel.quiet())
 
 
 def lend(model, other):
@@ -124,7 +125,8 @@ def main(args):
     if args.test_only and not args.pretrained:
         raise InputError("--test_only: say what to score with --pretrained")
     set_up_device(args)
-    model = make_model(args)
+    pretrained = load_model(args.pretrained, args.device, args.res_scale) if args.pretrained else None
+    model = make_model(args, pretrained)
     scales = choose_scales(args.scale, model, args.pretrained)
     if not model.upscaled_input and args.patch_size % scales[0]:
         raise InputError(f"--patch_size {args.patch_size}: must be a multiple of the scale, {scales[0]}")
@@ -132,7 +134,7 @@ def main(args):
     benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device, args.self_ensemble)
     log = Log(args.save_dir, args.tensorboard)
     settings = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
-    settings |= {"script": "train_teacher", "initial": fingerprint(model) if args.pretrained else None, **model.config}
+    settings |= {"script": "train_teacher", "initial": fingerprint(pretrained) if pretrained else None, **model.config}
     run = Run(args.save_dir, log, settings, args.resume, args.nEpochs, ("loss",), args.start_epoch, args.batchSize,
               args.checkpoint_every, args.device)
     if not args.test_only:
@@ -152,6 +154,8 @@ def main(args):
     with run:
         if parallel.leader():
             save_json(vars(args), run.path / "config.json")
+        if args.student_init == "teacher" and not run.state:
+            model = fit_to_teacher(args, model, pretrained)
         if not args.test_only:
             train(model, patches, args, run, validate, recorder(args.device, args.plain))
         if parallel.leader():

@@ -26,12 +26,13 @@ from tqdm import tqdm
 from bicubic import imresize
 from data.images import (BUNDLED, BUNDLED_TEST, HELD_OUT, bundled_photographs, held_out_images, list_images, luma,
                          read_image)
-from data.download import download_command
 from models.tiles import run_tiled, self_ensemble
 from utils import InputError
 
 KNOWN_SETS = ("Set5", "Set14", "B100", "Urban100")
 SMALLEST_SIDE = 11  # of the shaved image: SSIM's window
+HIGHEST_PSNR = 100.0  # of an image, in dB: that of an exact one is infinite, which no mean and no JSON can hold
+WORKERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass
@@ -63,13 +64,14 @@ def choose_sets(data_dir, names=None):
     Where nothing was asked for and nothing is found, scikit-image's photographs serve. Returns
     {name: paths}; raises InputError for a set that was asked for and is missing.
     """
-    found = {name: set_paths(data_dir, name) for name in (KNOWN_SETS if names is None else names.split("+"))}
+    asked = KNOWN_SETS if names is None else [name.strip() for name in names.split("+") if name.strip()] or [names]
+    found = {name: set_paths(data_dir, name) for name in asked}
     for name, paths in found.items():
         if names is not None and not paths:
             raise InputError(
                 f"{data_dir}: no images of the set {name}; expected {data_dir}/benchmark/{name}/HR/*.png|jpg "
                 f"(or {data_dir}/{name}/; the name {BUNDLED} stands for scikit-image's photographs)"
-                + (f"; to fetch it: {download_command('benchmark', data_dir)}" if name in KNOWN_SETS else "")
+                + f"; to fetch it: python -m data.download benchmark --to {data_dir}" * (name in KNOWN_SETS)
             )
     found = {name: paths for name, paths in found.items() if paths}
     return found or {BUNDLED: set_paths(data_dir, BUNDLED)}
@@ -121,30 +123,32 @@ def prepare(rgb, scale, channels=1, lr_file=None):
 def score(output, hr, scale, ssim=True):
     """PSNR in dB and, where asked for, SSIM of luma `output` against `hr`, both (H, W) in 0..255.
 
-    The output is clipped, then `scale` pixels are shaved on every side.
+    The output is clipped, then `scale` pixels are shaved on every side. PSNR is at most HIGHEST_PSNR.
     """
     inside = (slice(scale, -scale),) * 2
     output, hr = np.clip(output, 0, 255)[inside], hr[inside]
     with np.errstate(divide="ignore"):
-        psnr = peak_signal_noise_ratio(hr, output, data_range=255)
-    if not ssim:
-        return {"psnr": float(psnr)}
-    similarity = structural_similarity(
-        hr, output, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
-    )
-    return {"psnr": float(psnr), "ssim": float(similarity)}
+        scores = {"psnr": min(float(peak_signal_noise_ratio(hr, output, data_range=255)), HIGHEST_PSNR)}
+    if ssim:
+        scores["ssim"] = float(structural_similarity(
+            hr, output, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False))
+    return scores
 
 
-def upscale(model, pair, device, ensemble=False):
-    """The network's output luma (H, W) in 0..255 for a pair, before clipping. The network runs in float32.
+def run_network(model, x, ensemble=False):
+    """The network's output for one input (C, h, w) of any size, both in [0, 1], in float32 and not clipped.
 
     ensemble: the mean over the eight flips and turns of the input.
     """
-    x = ((pair.bicubic if model.upscaled_input else pair.lr) / 255).float().to(device)[None]
     run = partial(run_tiled, model)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        output = (self_ensemble(run, x) if ensemble else run(x))[0].double().cpu() * 255
-    return _as_luma(output)
+        return (self_ensemble(run, x[None]) if ensemble else run(x[None]))[0]
+
+
+def upscale(model, pair, device, ensemble=False):
+    """The network's output luma (H, W) in 0..255 for a pair, before clipping. ensemble: see run_network."""
+    x = ((pair.bicubic if model.upscaled_input else pair.lr) / 255).float().to(device)
+    return _as_luma(run_network(model, x, ensemble).double().cpu() * 255)
 
 
 def _as_luma(image):
@@ -152,9 +156,6 @@ def _as_luma(image):
     if len(image) == 1:
         return image[0].numpy()
     return luma(image.round().clamp(0, 255).permute(1, 2, 0).numpy())
-
-
-WORKERS = min(8, os.cpu_count() or 1)
 
 
 @contextmanager
@@ -183,6 +184,7 @@ class Benchmarks:
     """Scores networks on sets of images, which are read once.
 
     sets: {name: paths}, see choose_sets. ensemble: the networks' outputs are means over flips and turns.
+    Raises InputError where an image cannot be read or is too small.
     """
 
     def __init__(self, sets, scales, device, ensemble=False):
@@ -190,18 +192,21 @@ class Benchmarks:
         self.prepared, self.hardest = {}, {}
         self.sets = {name: [(path, read_image(path)) for path in paths] for name, paths in sets.items()}
         smallest = SMALLEST_SIDE + 3 * max(scales)
-        for path, rgb in (entry for images in self.sets.values() for entry in images):
+        for path, rgb in self._all_images():
             if min(rgb.shape[:2]) < smallest:
                 raise InputError(
                     f"{path}: {rgb.shape[1]}x{rgb.shape[0]} is too small to score at x{max(scales)}; "
                     f"the least is {smallest}x{smallest}"
                 )
 
+    def _all_images(self):
+        return [image for images in self.sets.values() for image in images]
+
     def scores(self, networks, bicubic=False):
-        """Mean scores {set: {scale: {name: {"psnr", "ssim"}}}} of `networks` ({name: model}, all of one
-        protocol), with bicubic's own where asked for."""
+        """Mean scores {set: {scale: {name: {"psnr", "ssim"}}}} of `networks` ({name: model}, one or several of
+        one protocol), with bicubic's own where asked for."""
         results = {}
-        count = sum(map(len, self.sets.values())) * len(self.scales)
+        count = len(self._all_images()) * len(self.scales)
         with _workers() as pool, tqdm(total=count, desc="scoring", unit="image", leave=False, disable=None) as bar:
             for name, images in self.sets.items():
                 results[name] = {}
@@ -210,34 +215,31 @@ class Benchmarks:
                     for row in self._score_images(pool, networks, bicubic, images, scale):
                         rows.append(row)
                         bar.update()
-                    results[name][str(scale)] = _mean(rows)
+                    results[name][str(scale)] = {
+                        label: {metric: float(np.mean([row[label][metric] for row in rows])) for metric in scored}
+                        for label, scored in rows[0].items()
+                    }
                     if bicubic and scale == self.scales[len(self.scales) // 2]:
                         self.hardest[name] = int(np.argmin([row["bicubic"]["psnr"] for row in rows]))
         return results
 
     def psnr(self, model):
-        """{scale: mean PSNR in dB} of one network, over all images."""
+        """{scale: mean PSNR in dB} of one network, over all images. They stay prepared: this is for every epoch."""
         result = {}
         for scale in self.scales:
-            pairs = self._pairs(scale, model.channels)
+            if scale not in self.prepared:
+                self.prepared[scale] = [_prepare(image, scale, model.channels) for image in self._all_images()]
             result[str(scale)] = float(np.mean([
-                score(upscale(model, pair, self.device), pair.hr, scale, ssim=False)["psnr"] for pair in pairs]))
+                score(upscale(model, pair, self.device), pair.hr, scale, ssim=False)["psnr"]
+                for pair in self.prepared[scale]]))
         return result
 
     def one_image(self, model):
         """PSNR in dB of the network and of bicubic on the smallest image at the middle scale, which takes no time."""
         scale = self.scales[len(self.scales) // 2]
-        images = [image for images in self.sets.values() for image in images]
-        pair = _prepare(min(images, key=lambda image: image[1].size), scale, model.channels)
+        pair = _prepare(min(self._all_images(), key=lambda image: image[1].size), scale, model.channels)
         return tuple(score(output, pair.hr, scale, ssim=False)["psnr"]
                      for output in (upscale(model, pair, self.device), _as_luma(pair.bicubic)))
-
-    def _pairs(self, scale, channels):
-        """All images at a scale, prepared once: validation sets are small and scored every epoch."""
-        if scale not in self.prepared:
-            images = [image for images in self.sets.values() for image in images]
-            self.prepared[scale] = [_prepare(image, scale, channels) for image in images]
-        return self.prepared[scale]
 
     def examples(self, networks):
         """Of every set the image that bicubic did worst in scores(), at the middle scale.
@@ -246,23 +248,21 @@ class Benchmarks:
         None for HR)}).
         """
         scale = self.scales[len(self.scales) // 2]
-        channels = next(iter(networks.values())).channels
         for name, images in self.sets.items():
             image = images[self.hardest[name]]
-            pair = _prepare(image, scale, channels)
+            pair = _prepare(image, scale, _channels(networks))
             scored = {label: (output, score(output, pair.hr, scale))
                       for label, output in self._outputs(networks, True, pair).items()}
             yield name, scale, image[0].stem, {"HR": (pair.hr, None), **scored}
 
     def _score_images(self, pool, networks, bicubic, images, scale):
         """Yield {name: score} of each image: prepared and scored by the pool, upscaled here."""
-        channels = next(iter(networks.values())).channels
 
         def score_all(hr_and_outputs):
             hr, outputs = hr_and_outputs
             return {name: score(output, hr, scale) for name, output in outputs.items()}
 
-        pairs = _ahead(pool, lambda image: _prepare(image, scale, channels), images)
+        pairs = _ahead(pool, lambda image: _prepare(image, scale, _channels(networks)), images)
         return _ahead(pool, score_all, ((pair.hr, self._outputs(networks, bicubic, pair)) for pair in pairs))
 
     def _outputs(self, networks, bicubic, pair):
@@ -273,22 +273,19 @@ class Benchmarks:
     def protocol(self, networks):
         """How `networks` are scored, in words."""
         words = "luma, nothing rounded (Table 1's protocol)"
-        if next(iter(networks.values())).channels == 3:
-            paths = [path for images in self.sets.values() for path, _ in images]
-            read = sum(bool(lr_path(path, scale)) for path in paths for scale in self.scales)
-            source = {0: "made by bicubic", len(paths) * len(self.scales): "from LR_bicubic"}.get(
-                read, "from LR_bicubic where it is there")
+        if _channels(networks) == 3:
+            files = [lr_path(path, scale) for path, _ in self._all_images() for scale in self.scales]
+            source = ("from LR_bicubic" if all(files) else "from LR_bicubic where it is there" if any(files)
+                      else "made by bicubic")
             words = f"luma of 8-bit RGB output, LR {source} (EDSR's protocol)"
         return words + ", self-ensemble" * self.ensemble
+
+
+def _channels(networks):
+    """Of the networks' images: 1 or 3, which tells the protocol."""
+    return next(iter(networks.values())).channels
 
 
 def _prepare(image, scale, channels):
     """The Pair of an image as (path, rgb)."""
     return prepare(image[1], scale, channels, lr_path(image[0], scale))
-
-
-def _mean(rows):
-    return {
-        name: {metric: float(np.mean([row[name][metric] for row in rows])) for metric in ("psnr", "ssim")}
-        for name in rows[0]
-    }

@@ -1,11 +1,13 @@
 """Image files and folders of them, and the luma on which Table 1 is measured."""
 
+import re
 import warnings
 from pathlib import Path
 
 import numpy as np
 import skimage
-from PIL import Image
+import torch
+from PIL import Image, ImageOps, PngImagePlugin
 
 from utils import InputError
 
@@ -15,10 +17,12 @@ BUNDLED = "skimage"
 BUNDLED_TEST = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 BUNDLED_TRAIN = ("brick.png", "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png",
                  "moon.png", "page.png", "retina.jpg")
-
-
 # The name of every 14th training image as a set, on which settings are chosen and then nothing trains.
 HELD_OUT = "held_out"
+
+# Pillow's guards against hostile files refuse large scans and long comments: 179 megapixels, 1 MB of text.
+Image.MAX_IMAGE_PIXELS = 2**30  # it refuses twice as many
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 def bundled_photographs(names):
@@ -27,11 +31,55 @@ def bundled_photographs(names):
 
 
 def list_images(folder):
-    """The image files directly in `folder`, sorted by name (empty where there is no such folder)."""
+    """The image files directly in `folder`, sorted by name (empty where there is no such folder).
+
+    Hidden files are left out: beside a.png macOS puts ._a.png, which is no image.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file())
+    return sorted(path for path in folder.iterdir()
+                  if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file())
+
+
+def open_image(path, load=True):
+    """The image at `path`, of several frames the first, upright, as a Pillow image of 8 bits a channel or 16-bit grey.
+
+    Its mode is L, LA, RGB or RGBA, or for 16-bit grey one that begins with I; its info has the "icc_profile" of
+    these values, if any. load=False: only the file's header is read, and the mode is the file's. Raises
+    InputError, which names the path, where the file is no image, damaged or deeper.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters becomes an error
+            with Image.open(path) as image:
+                _check_depth(image, path)
+                if not load:
+                    return image
+                ImageOps.exif_transpose(image, in_place=True)
+                if image.mode in ("CMYK", "LAB"):
+                    image.info.pop("icc_profile", None)
+                grey = image.mode in ("1", "L", "LA", "La")
+                mode = ("L" if grey else "RGB") + "A" * image.has_transparency_data
+                return image if image.mode == mode or image.mode.startswith("I") else image.convert(mode)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # of many kinds where a file is damaged
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path}: cannot be read as an image ({reason})") from None
+
+
+def _check_depth(image, path):
+    """Raise InputError where the opened image has more bits than can be kept: 8, or 16 in grey alone."""
+    raw = " ".join(str(tile[3]) for tile in image.tile)  # how Pillow will unpack it
+    bits = getattr(image, "tag_v2", {}).get(258, (8,))  # TIFF's BitsPerSample
+    if image.mode.startswith("I;16") or image.mode == "I" and "I;16B" in raw:
+        return
+    if image.mode in ("I", "F"):
+        raise InputError(f"{path}: has signed, 32-bit or floating-point values; convert it to 8 or 16 bits")
+    if re.search(r";16[BLN]", raw) or max(bits) > 8:
+        raise InputError(f"{path}: has 16 bits a channel, which Pillow reads in grey without alpha only; "
+                         "convert it to 8")
 
 
 def read_image(path):
@@ -39,17 +87,10 @@ def read_image(path):
 
     Raises InputError, which names the path, where the file is no image or has more than 8 bits.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters becomes an error
-            with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in image.tile):
-                    raise InputError(f"{path}: has more than 8 bits a channel; convert it to 8")
-                if "transparency" in image.info:
-                    image = image.convert("RGBA")
-                return np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as an image ({error})") from None
+    image = open_image(path)
+    if image.mode.startswith("I"):
+        raise InputError(f"{path}: has more than 8 bits a channel; convert it to 8")
+    return np.array(image.convert("RGB"))
 
 
 def find_training_images(data_dir, without_held_out=False):
@@ -61,22 +102,23 @@ def find_training_images(data_dir, without_held_out=False):
         return bundled_photographs(BUNDLED_TRAIN)
     paths = list_images(Path(data_dir) / "train291") or list_images(data_dir)
     if not paths:
-        from data.download import download_command  # which imports this module
-
         raise InputError(
             f"{data_dir}: no training images; expected {data_dir}/train291/*.png|jpg, or images directly in "
-            f"{data_dir}; to fetch them: {download_command('train291', data_dir)} (or try --data_dir {BUNDLED}: the "
-            "pictures that scikit-image ships)"
+            f"{data_dir}; to fetch them: python -m data.download train291 --to {data_dir} (or try --data_dir "
+            f"{BUNDLED}: the pictures that scikit-image ships)"
         )
     return [path for i, path in enumerate(paths) if not (without_held_out and i % 14 == 13)]
 
 
 def held_out_images(data_dir):
     """Paths of the set HELD_OUT: twenty of the 291 images; empty where there are fewer than 14."""
-    kept = set(find_training_images(data_dir, without_held_out=True))
-    return [path for path in find_training_images(data_dir) if path not in kept]
+    return find_training_images(data_dir)[13::14]
 
 
 def luma(rgb):
-    """Y of RGB, both 0..255: (..., H, W, 3) -> (..., H, W) in 16..235, float64, not rounded (BT.601)."""
-    return 16 + np.asarray(rgb, dtype=np.float64) @ np.array([65.481, 128.553, 24.966]) / 255
+    """Y of RGB, both 0..255: (..., 3) -> (...) in 16..235, not rounded (BT.601).
+
+    A tensor stays one of its type on its device; of anything else NumPy makes float64.
+    """
+    rgb = rgb if isinstance(rgb, torch.Tensor) else np.asarray(rgb, dtype=np.float64)
+    return 16 + (65.481 * rgb[..., 0] + 128.553 * rgb[..., 1] + 24.966 * rgb[..., 2]) / 255

@@ -1,8 +1,8 @@
 """Where the student's inputs come from.
 
 A source is a function draw(scale, step, count) -> network inputs (count, C, H, W), float32 in [0, 1], the same for
-the same seed and step. The next call may overwrite what the last one returned. size: side of the inputs in HR pixels.
-upscaled: whether they are upscaled to it by bicubic (VDSR) or stay small (EDSR). call: see engine.graphs.call.
+the same seed and step. size: side of the inputs in HR pixels. upscaled: whether they are upscaled to it by bicubic
+(VDSR) or stay small (EDSR). call: see engine.graphs.call.
 """
 
 import torch
@@ -66,7 +66,8 @@ def start_images(scales, size, channels, upscaled, seed, device="cpu", count=256
     draw = dead_leaves_source(size, channels, upscaled, seed, device)
     shares = (count // 2, count // 4, count // 4) if len(scales) == 3 else (count // len(scales),) * len(scales)
     images = [draw(scale, -1, share) for scale, share in zip(scales, shares)]
-    return torch.cat([image for image in images if image.shape[1:] == images[0].shape[1:]])
+    side = min(image.shape[-1] for image in images)
+    return torch.cat([image[..., :side, :side] for image in images])
 
 
 def folder_source(paths, scales, size, channels, upscaled, seed, device="cpu"):
@@ -80,9 +81,9 @@ class Bank:
     """Images with the teacher's outputs, which grow by `size` every `steps` batches and are used again and again.
 
     On a CPU the frozen teacher is more than half of a step. draw: a source. label(x): the teacher's outputs. What is
-    drawn is of all scales in equal parts; of more than MOST images the oldest go. Every pass is a new order; none is
-    flipped or turned, since the teacher is not symmetric. batch(step, count) -> (inputs, targets) depends on the seed and
-    the step alone.
+    drawn is whole chunks of every scale; of more than MOST images the oldest go. Every pass is a new order; none is
+    flipped or turned, since the teacher is not symmetric. batch(step, count) -> (inputs, targets) depends on the seed
+    and the step alone.
     """
 
     CHUNK = 32  # images drawn and labelled at once
@@ -90,7 +91,8 @@ class Bank:
 
     def __init__(self, draw, label, scales, size, steps, seed, progress=iter):
         self.draw, self.label, self.scales, self.steps, self.seed = draw, label, scales, steps, seed
-        self.chunks, self.progress, self.parts, self.number = -(-size // self.CHUNK), progress, {}, None
+        self.progress, self.parts, self.number = progress, {}, None
+        self.chunks = len(scales) * -(-size // (len(scales) * self.CHUNK))
 
     def batch(self, step, count):
         number, step = divmod(step, self.steps)
@@ -108,7 +110,7 @@ class Bank:
         kept = range(first * self.chunks, (number + 1) * self.chunks)
         self.parts = {i: pair for i, pair in self.parts.items() if i in kept}
         for i in self.progress([i for i in kept if i not in self.parts]):
-            x = self.draw(self.scales[i % len(self.scales)], i, self.CHUNK).clone()
+            x = self.draw(self.scales[i % len(self.scales)], i, self.CHUNK)
             self.parts[i] = x, self.label(x)
         by_shape = {}
         for i in kept:

@@ -15,7 +15,7 @@ def call(function, *arguments):
 
 def recorder(device, plain=False):
     """How steps run fastest on the device: by a Recorder on one GPU, else by call."""
-    return Recorder() if device.type == "cuda" and parallel.world() == 1 and not plain else call
+    return Recorder(device) if device.type == "cuda" and parallel.world() == 1 and not plain else call
 
 
 class Recorder:
@@ -28,8 +28,8 @@ class Recorder:
     the next replay of any of them may write there. Raises InputError where a function cannot be recorded.
     """
 
-    def __init__(self):
-        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+    def __init__(self, device):
+        self.device, self.stream, self.pool = device, torch.cuda.Stream(), torch.cuda.graph_pool_handle()
         self.calls, self.graphs = {}, {}
 
     def __call__(self, function, *arguments):
@@ -53,7 +53,7 @@ class Recorder:
         return outputs.clone() if isinstance(outputs, torch.Tensor) else tuple(output.clone() for output in outputs)
 
     def _record(self, function, arguments):
-        places, graph = [_place(argument) for argument in arguments], torch.cuda.CUDAGraph()
+        places, graph = [self._place(argument) for argument in arguments], torch.cuda.CUDAGraph()
         for argument in arguments:
             if isinstance(argument, torch.Generator):
                 graph.register_generator_state(argument)
@@ -65,16 +65,15 @@ class Recorder:
                              "--plain runs it unrecorded") from error
         return graph, places, outputs
 
+    def _place(self, argument):
+        """Where a graph reads the argument from."""
+        if isinstance(argument, torch.Tensor):
+            return argument.clone()
+        return torch.tensor(argument, device=self.device) if isinstance(argument, float) else argument
+
 
 def _kind(argument):
     """What of an argument a graph holds for good."""
     if isinstance(argument, torch.Tensor):
         return argument.shape, argument.dtype
     return float if isinstance(argument, float) else argument
-
-
-def _place(argument):
-    """Where a graph reads the argument from."""
-    if isinstance(argument, torch.Tensor):
-        return argument.clone()
-    return torch.tensor(argument, device="cuda") if isinstance(argument, float) else argument

@@ -90,7 +90,7 @@ class Muon(torch.optim.Optimizer):
         first = self.state[weights[0]]
         stacked = torch.stack([gradient.flatten(1) for gradient in gradients])
         buffer = first.setdefault("momentum_buffer", torch.zeros_like(stacked))
-        buffer.lerp_(stacked, (1 - momentum) * go * torch.ones((), device=buffer.device))
+        buffer.lerp_(stacked, (1 - momentum) * go)
         return [update.reshape(weight.shape) for weight, update
                 in zip(weights, orthogonalize(stacked.lerp(buffer, momentum)))]
 
@@ -102,7 +102,7 @@ class Muon(torch.optim.Optimizer):
                              exp_avg_sq=torch.zeros_like(weight))
             state["step"] += go
             for name, beta, value in zip(("exp_avg", "exp_avg_sq"), betas, (gradient, gradient.square())):
-                state[name].lerp_(value, (1 - beta) * go * torch.ones((), device=weight.device))
+                state[name].lerp_(value, (1 - beta) * go)
             mean, square = (state[name] / (1 - beta ** state["step"].clamp(min=1))
                             for name, beta in zip(("exp_avg", "exp_avg_sq"), betas))
             yield mean / (square.sqrt() + 1e-8)
@@ -193,7 +193,8 @@ class Learner:
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         loss = parallel.sum_gradients(self.weights, loss.detach())
-        self.scaler.unscale_(self.optimizer)
+        next(weight.grad for weight in self.weights if weight.grad is not None).add_(0 * loss)  # nan where that is not
+        self.scaler.unscale_(self.optimizer)  # finite: of L1 the gradient may be, and the step would be made
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.clip)
         self._judge(loss, norm)
         self.scaler.step(self.optimizer)
@@ -216,8 +217,8 @@ class Learner:
             raise NotFinite(f"{self.loss} is {loss:g}, its gradient's norm {norm:g}")
 
     def state_dict(self):
-        return {"config": self.network.config, "network": self.network.state_dict(), 
-                "optimizer": self.optimizer.state_dict()["state"], "scaler": self.scaler.state_dict()}
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()["state"],
+                "lr": [group["lr"] for group in self.optimizer.param_groups], "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state):
         """The state_dict of a learner of such a network. Raises RuntimeError, KeyError, ValueError on another's."""
@@ -225,6 +226,8 @@ class Learner:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         self._set_optimizer(self.optimizer)
+        for group, lr in zip(self.optimizer.param_groups, state["lr"]):
+            group["lr"].fill_(lr)
         self.scaler.load_state_dict(state["scaler"])
 
 

@@ -98,11 +98,11 @@ class Run:
 
     def begin(self, **parts):
         """parts: objects with state_dict and load_state_dict, which get the state to go on from, and which save() saves."""
-        self.parts = parts
-        if self.state:
+        self.parts, state, self.state = parts, self.state, None  # what begins later begins afresh: a stage, say
+        if state:
             try:
                 for name, part in parts.items():
-                    part.load_state_dict(self.state["parts"][name])
+                    part.load_state_dict(state["parts"][name])
             except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise InputError(f"{self.path}: the checkpoint's content does not fit the run ({reason})") from None

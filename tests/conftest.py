@@ -12,10 +12,9 @@ from PIL import Image
 
 import utils
 from models import VDSR
-from tests.helpers import Outcome, no_curves
+from tests.helpers import ROOT, Outcome
 from utils import save_model
 
-ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)  # the networks are tiny, and tests run side by side
 
 
@@ -62,17 +61,27 @@ def tiny_teacher(tmp_path_factory):
 
 
 @pytest.fixture
+def few_places(monkeypatch):
+    """A student's start from its teacher in a fraction of the time."""
+    monkeypatch.setattr("models.from_teacher.ROWS", 4000)
+
+
+@pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """run(script module, flags...) runs a script in an empty folder, in this process, to save the imports."""
+    """run(script module, flags...) runs a script in an empty folder, in this process; it draws no curves, which take
+    longer than a tiny run, and does not wait for the disk."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    for name in ("distillation", "train_teacher"):
+        monkeypatch.setattr(f"{name}.save_curves", lambda folder: True)
 
     def run_script(script, *flags):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [script.__file__])
-        monkeypatch.setattr("engine.run.save_curves", no_curves)
+        flags = [*map(str, flags)]
+        monkeypatch.setattr(sys, "argv", [script.__file__, *flags])
         capsys.readouterr()
         code = 0
         try:
-            utils.run_script(script.main, script.parse_arguments([*map(str, flags)]))
+            utils.run_script(script.main, script.parse_arguments(flags))
         except SystemExit as stop:
             code = stop.code
         return Outcome(code, *capsys.readouterr())
@@ -82,10 +91,10 @@ def run(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def run_process(tmp_path):
-    """The same as a process: run_process("distillation.py", flags...)."""
+    """The same as a process of its own: run_process("distillation.py", flags...)."""
 
     def run_script(script, *flags):
-        command = [sys.executable, str(ROOT / script), *map(str, flags)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        command = [sys.executable, ROOT / script, *flags]
+        return subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
 
     return run_script

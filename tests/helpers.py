@@ -3,23 +3,27 @@
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import ImageCms
 
 import distillation
-from engine import run
 import train_teacher
 import utils
 from bicubic import imresize
 from models import VDSR
 from models.load import load_model
 
+ROOT = Path(__file__).parent.parent
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 TINY = ("--batchSize=2", "--iter=2", "--device=cpu", "--threads=1")
+SCRIPTS = {"train_teacher": train_teacher, "distillation": distillation}
+TIMES = ("seconds", "images_per_second")  # in metrics.jsonl; all else is the same for the same run
 
 
 def teacher_flags(images):
@@ -38,9 +42,27 @@ def read(folder):
     return json.loads((folder / "results.json").read_text()), metrics
 
 
+def but_times(metrics):
+    return [{name: value for name, value in epoch.items() if name not in TIMES} for epoch in metrics]
+
+
+def assert_same_run(a, b):
+    """The folders of two runs: weights (last and best), metrics but for times, scores."""
+    for name in ("model_last.pth", "model_best.pth"):
+        assert weights_equal(a / name, b / name), name
+    (results_a, metrics_a), (results_b, metrics_b) = read(a), read(b)
+    assert but_times(metrics_a) == but_times(metrics_b)
+    assert all(results_a[name] == results_b[name] for name in ("results", "images"))
+
+
 def weights_equal(a, b):
     a, b = load_model(a).state_dict(), load_model(b).state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def contents(folder, pattern="*"):
+    """{path: bytes} of the files in a folder."""
+    return {path: path.read_bytes() for path in folder.rglob(pattern) if path.is_file()}
 
 
 def assert_refused(process, *words):
@@ -62,28 +84,26 @@ class Outcome:
 
 # A server that has imported torch once forks each process, which saves seconds every time.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["distillation", "train_teacher"])
+PROCESSES.set_forkserver_preload(["distillation", "train_teacher", "torch._dynamo"])  # the last: by every optimizer
 
 
-def no_curves(folder):
-    """Instead of run.save_curves, which takes longer than a tiny run; true processes draw them."""
-    return True
-
-
-def _script(script, flags, folder, output, environment):
-    run.save_curves = no_curves
+def _script(script, flags, folder, output, prepare, environment):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had pytest ignore it
+    distillation.save_curves = train_teacher.save_curves = lambda folder: True  # takes longer than a tiny run
     os.chdir(folder)
     os.environ.update(environment)
-    sys.argv = [script]
+    flags = [*map(str, flags)]
+    sys.argv = [f"{script}.py", *flags]
     for number, name in ((1, "stdout"), (2, "stderr")):  # what C code prints, too
         os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    module = {"train_teacher.py": train_teacher, "distillation.py": distillation}[script]
-    utils.run_script(module.main, module.parse_arguments([*map(str, flags)]))
+    prepare()
+    utils.run_script(SCRIPTS[script].main, SCRIPTS[script].parse_arguments(flags))
 
 
-def start(script, flags, folder, output=None, **environment):
-    """A process that runs a script in `folder`; what it prints goes to stdout and stderr in `output`."""
-    process = PROCESSES.Process(target=_script, args=(script, flags, folder, output or folder, environment))
+def start(script, flags, folder, output=None, prepare=dict, **environment):
+    """A process that runs "distillation" or "train_teacher" in `folder`; what it prints goes to stdout and stderr in
+    `output`. prepare: called in it beforehand."""
+    process = PROCESSES.Process(target=_script, args=(script, flags, folder, output or folder, prepare, environment))
     process.start()
     return process
 

@@ -7,24 +7,31 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine.learner import Learner, Recorded
+from engine.learner import Learner
 
 
 class Tape(TorchDispatchMode):
     """In the place of torch.cuda.CUDAGraph and, as a context manager, of torch.cuda.graph.
 
-    Like a graph it holds operations on given memory: the numbers of Python that go into them stay what they were
-    when it was written, only tensors change; what the step writes while it is written down is taken back; and a
-    step that reads a tensor's value is refused, since it would wait for the device.
+    Like a graph it holds operations on given memory: the numbers of Python that go into them stay what they were when
+    it was written, only tensors and registered generators change; what is written or drawn while it is written down is
+    taken back; and a step that reads a tensor's value is refused, since it would wait for the device.
     """
 
-    def __enter__(self):
-        self.calls, self.before = [], {}
-        return super().__enter__()
+    def __init__(self):
+        super().__init__()
+        self.calls, self.before, self.generators = [], {}, {}
+
+    def register_generator_state(self, generator):
+        self.generators[generator] = generator.get_state()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        assert function is not torch.ops.aten._local_scalar_dense.default, "the step waits for the device"
+        if function is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("the step waits for the device")
+        if (drawn := kwargs.get("generator")) and drawn.initial_seed() not in map(torch.Generator.initial_seed,
+                                                                                   self.generators):
+            raise RuntimeError("the step draws from a generator that is none of its arguments")
         for argument, given in zip(function._schema.arguments, args):
             if argument.is_write:
                 for tensor in tree_leaves(given):
@@ -38,6 +45,8 @@ class Tape(TorchDispatchMode):
         super().__exit__(*exception)
         for storage, content in self.before.values():
             storage.copy_(content)
+        for generator, state in self.generators.items():
+            generator.set_state(state)
 
     @torch.no_grad()
     def replay(self):
@@ -49,20 +58,15 @@ class Tape(TorchDispatchMode):
 
 @contextlib.contextmanager
 def tapes_for_graphs():
-    """While it lasts, Recorded works on the CPU, by tapes. Yields a list of all the tapes."""
+    """While it lasts, a Recorder works on the CPU, by tapes. Yields a list of all the tapes."""
     tapes = []
 
     def new_tape():
         tapes.append(Tape())
         return tapes[-1]
 
-    fakes = dict(CUDAGraph=new_tape, graph=lambda tape, stream: tape, Stream=mock.MagicMock,
-                 current_stream=mock.MagicMock, stream=contextlib.nullcontext)
+    fakes = dict(CUDAGraph=new_tape, graph=lambda tape, pool, stream: tape, graph_pool_handle=mock.MagicMock,
+                 Stream=mock.MagicMock, current_stream=mock.MagicMock, stream=contextlib.nullcontext)
     # On the CPU a step looks at once for what is not finite.
     with mock.patch.multiple(torch.cuda, **fakes), mock.patch.object(Learner, "check"):
         yield tapes
-
-
-def record_always(step, args):
-    """In the place of training.recorded."""
-    return Recorded(step)

@@ -1,20 +1,25 @@
 """The method, step by step: losses, phases, stages, sources, schedules."""
 
 import math
-from types import SimpleNamespace
+import signal
 
 import pytest
 import torch
 import torch.nn as nn
 
+import distillation
 from bicubic import imresize
-from data.sources import Generators, folder_source, lr_size, network_input, noise_source
-from distillation import (check, choose_scale, distil, distil_epoch, generator_losses, generator_step, make_learner,
-                          make_source, parse_arguments, stages, student_step)
-from models import VDSR, Generator, build_model, half_width
+from data.sources import network_input
+from distillation import (Settings, check, choose_scale, distil, generator_losses, generator_step, labelled,
+                          make_generators, make_source, parse_arguments, settle, stages)
+from engine.graphs import call
+from engine.learner import Learner, distance, make_optimizer, train_step
+from engine.log import Log
 from engine.run import Run
-from engine.learner import Learner, adam, distance
-from utils import InputError, random_stream
+from models import VDSR, Generator, build_model, half_width
+from utils import InputError, Stopped
+
+CPU = torch.device("cpu")
 
 
 def networks(arch="vdsr", seed=0):
@@ -25,11 +30,23 @@ def networks(arch="vdsr", seed=0):
     return teacher, build_model(half_width(config))
 
 
+def learner(network, name="sgd", lr=0.1, **settings):
+    return Learner(network, make_optimizer(network, name, lr, momentum=0), **settings)
+
+
 def arguments(*flags):
-    args = parse_arguments(["--batchSize=2", "--latent=5", "--input_size=32", "--lr_G=0.01", *flags])
-    args.device, args.lr, args.weight_decay = torch.device("cpu"), args.lr or 0.1, args.weight_decay or 0.0
-    args.loss_type, args.save_dir, args.precision = args.loss_type or "MSE", args.save_dir or "unused", "fp32"
+    args = parse_arguments(["--batchSize=2", "--latent=5", "--input_size=32", "--lr_G=0.01", "--device=cpu", *flags])
+    settle(args)
+    args.device, args.precision = CPU, "fp32"
     return args
+
+
+def source(*flags):
+    """(draw, generators) of these flags and a tiny teacher."""
+    args, settings = arguments(*flags), Settings(scales=(2, 4), batchSize=2, latent=5)
+    teacher = networks()[0]
+    generators = make_generators(settings, args.input_size, teacher, CPU) if "generator" in args.source else None
+    return make_source(args, settings, teacher, generators, call), generators
 
 
 class Fixed(nn.Module):
@@ -50,18 +67,12 @@ class Fixed(nn.Module):
 def test_generator_losses_by_hand():
     """Constant images: x_lr = 0.5 on 2 images of 8x8, T(x) = 0.6, S(x) = 0.4."""
     z = torch.full((2, 3), 0.5)
-    L_R, L_adv = generator_losses(Fixed(1, size=8), Fixed(0.8), Fixed(1.2), z, 2, distance("MSE"))
-    assert L_R.item() == pytest.approx(2 * 64 * 0.1**2, rel=1e-4)
-    assert L_adv.item() == pytest.approx(-math.log(1 + 2 * 256 * 0.2**2), rel=1e-4)
-    L_R, L_adv = generator_losses(Fixed(1, size=8), Fixed(0.8), Fixed(1.2), z, 2, distance("L1"))
-    assert L_R.item() == pytest.approx(2 * 64 * 0.1, rel=1e-4)
-    assert L_adv.item() == pytest.approx(-math.log(1 + 2 * 256 * 0.2), rel=1e-4)
-
-
-def test_teachers_output_is_clipped_before_it_is_compared():
-    z = torch.full((1, 3), 0.5)
+    for loss_type, power in (("MSE", 2), ("L1", 1)):
+        L_R, L_adv = generator_losses(Fixed(1, size=8), Fixed(0.8), Fixed(1.2), z, 2, distance(loss_type))
+        assert L_R.item() == pytest.approx(2 * 64 * 0.1**power, rel=1e-4)
+        assert L_adv.item() == pytest.approx(-math.log(1 + 2 * 256 * 0.2**power), rel=1e-4)
     L_R, _ = generator_losses(Fixed(1, size=8), Fixed(1), Fixed(3), z, 2, distance("MSE"))
-    assert L_R.item() == pytest.approx(64 * 0.5**2, rel=1e-4)  # down(1.5) counts as 1
+    assert L_R.item() == pytest.approx(2 * 64 * 0.5**2, rel=1e-4)  # down(1.5) counts as 1
 
 
 @pytest.mark.parametrize("arch", ["vdsr", "edsr"])
@@ -85,7 +96,7 @@ def test_the_adversarial_gradient_is_right():
     teacher, student = (network.double() for network in networks())
     generator = Generator(5, 8).double()
     z, weight = torch.randn(2, 5, dtype=torch.float64), generator.tail[0].bias
-    value = lambda: generator_losses(generator, student, teacher, z, 2, distance("MSE"))[1]
+    value = lambda: generator_losses(generator, student, teacher, z, 2, lambda a, b: (a - b).square().sum())[1]
     gradient = torch.autograd.grad(value(), weight)[0].item()
     with torch.no_grad():
         weight += 1e-6
@@ -119,9 +130,8 @@ def test_student_step_follows_the_clipped_gradient():
     gradients = torch.autograd.grad(expected, list(student.parameters()))
     norm = torch.cat([g.flatten() for g in gradients]).norm()
     assert norm > 0.4
-    learner = make_learner(arguments("--wd=0", "--momentum=0", "--clip=0.4"), student)
-    learner.set_rate(0.5)
-    loss = student_step(learner, teacher, x, D)
+    S = learner(student, lr=0.5, clip=0.4)
+    loss = train_step(S, x, teacher(x), D)
     assert loss.item() == pytest.approx(expected.item() / x.numel(), rel=1e-5)
     for p, old, gradient in zip(student.parameters(), before, gradients):
         torch.testing.assert_close(p, old - 0.5 * 0.4 / norm * gradient, rtol=1e-4, atol=1e-7)
@@ -134,77 +144,106 @@ def test_generator_step_descends_the_weighted_sum(reconw, gw):
     student_before = {name: value.clone() for name, value in student.state_dict().items()}
     losses = lambda: [loss.item() for loss in generator_losses(generator, student, teacher, z, 2, D)]
     before = losses()
-    learner = Learner(generator, adam(generator.parameters()))
-    learner.set_rate(1e-4)
-    L_R, L_adv = generator_step(learner, make_learner(arguments(), student), teacher, z, 2, D, reconw, gw)
+    L_R, L_adv = generator_step(learner(generator, "adam", 1e-4), learner(student), teacher, z, 2, D, reconw, gw)
     assert [L_R * 2 * 8 * 8, L_adv] == pytest.approx(before, rel=1e-5)
     assert sum(w * (now - old) for w, now, old in zip((reconw, gw), losses(), before)) < 0
     assert all(torch.equal(v, student_before[k]) for k, v in student.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in student.parameters())
 
 
-def test_only_the_generator_that_was_used_steps():
+@pytest.fixture
+def logged(monkeypatch):
+    """The steps a distillation makes: ("S", rate, tensors, losses) or ("G", rate, scale, losses)."""
+    steps = []
+
+    def watch(kind, step):
+        def watched(learner, *rest):
+            size = len(learner.weights) if kind == "S" else rest[3]
+            rate, losses = learner.optimizer.param_groups[0]["lr"].item(), step(learner, *rest)
+            steps.append((kind, rate, size, losses))
+            return losses
+        monkeypatch.setattr(distillation, step.__name__, watched)
+
+    watch("S", train_step)
+    watch("G", generator_step)
+    return steps
+
+
+def images(step):
+    """Batches for distil."""
+    x = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(step))
+    return x, 1 - x
+
+
+def test_rounds_alternate_student_and_generator_steps(logged):
+    """Of the scale drawn, whose generator alone moves; the run has the rounds' mean losses."""
+    settings = Settings(scales=(2, 3), nEpochs=1, iter=2, stu_step=3, batchSize=2, latent=5)
     teacher, student = networks()
-    generators = Generators(arguments(), (2, 3, 4), teacher)
-    before = {s: g.tail[0].weight.clone() for s, g in generators.networks.items()}
-    student = make_learner(arguments(), student)
-    generators.learn_by(lambda g, z, scale: generator_step(g, student, teacher, z, scale, distance("MSE"), 1, 1))
-    generators.step(3, 0, rate=0.01)
-    moved = {s: not torch.equal(g.tail[0].weight, before[s]) for s, g in generators.networks.items()}
-    assert moved == {"2": False, "3": True, "4": False}
+    generators = make_generators(settings, 32, teacher, CPU)
+    before = {scale: G.network.tail[0].weight.clone() for scale, G in generators.items()}
+    run, ends = Run(epochs=1, losses=("student", "L_R", "L_adv")), []
+    run.end_epoch = lambda S, psnr: ends.append((list(run.means(2).values()), psnr))
+    assert distil(teacher, student, images, settings, generators, run=run, validate=lambda s: {2: s.training}) is student
+    assert "".join(kind for kind, *_ in logged) == "SSSGSSSG" and run.steps == 6
+    used = {scale for kind, _, scale, _ in logged if kind == "G"}
+    assert used == {choose_scale(1, (2, 3), "generator", number) for number in range(2)}
+    assert used == {s for s, G in generators.items() if not torch.equal(G.network.tail[0].weight, before[s])}
+    means = [torch.stack([losses for which, *_, losses in logged if which == kind]).mean(0) for kind in "SG"]
+    (found, psnr), = ends
+    assert found == pytest.approx([means[0].item(), *means[1].tolist()])
+    assert psnr == {2: False} and not student.training  # it is scored in evaluation mode
 
 
-@pytest.mark.parametrize("scale, size", [(2, 24), (3, 16), (4, 12)])
-def test_sizes_at_the_papers_input_size(scale, size):
-    assert lr_size(48, scale) == size
-    x = network_input(torch.rand(1, 1, size, size), scale, True)
-    assert x.shape == (1, 1, 48, 48) and 0 <= x.min() and x.max() <= 1
-
-
-def test_epoch_alternates_student_and_generator_steps(monkeypatch, tmp_path):
-    teacher, student = networks()
-    args = arguments("--iter=2", "--stu_step=3", "--nEpochs=1", f"--save_dir={tmp_path}")
-    run = Run(args, ["student", "L_R", "L_adv"])
-    generators = Generators(args, (2,), teacher)
-    calls = []
-    take_step = lambda x: calls.append("S") or torch.tensor(2.0)
-    generators.step = lambda *a: calls.append("G") or torch.tensor([3.0, -4.0])
-    distil_epoch(args, run, (1, 2), make_learner(args, student), take_step, generators.draw, generators, (2,))
-    assert "".join(calls) == "SSSGSSSG"
-    assert run.means(2) == pytest.approx({"student": 2.0, "L_R": 3.0, "L_adv": -4.0})
-
-
-def test_each_stage_starts_afresh_and_keeps_what_is_trained(monkeypatch, tmp_path):
-    """Three stages of 2, 4 and 6 blocks: depth, learning rate and optimiser in every epoch, by hand."""
+def test_each_stage_starts_afresh_and_keeps_what_is_trained(logged):
+    """Three stages of 2, 4 and 6 blocks: depth, learning rates and optimizer in every epoch, by hand; n blocks have n + 2 tensors."""
+    settings = Settings(scales=(2,), nEpochs=6, iter=2, stu_step=1, batchSize=2, latent=5, inc_num=3, inc_step=2,
+                        schedule="cosine", lr=0.8, lr_G=0.4)
     torch.manual_seed(0)
-    teacher = VDSR(6, 4).requires_grad_(False)
-    args = arguments("--iter=2", "--stu_step=1", "--nEpochs=6", "--inc_num=3", "--inc_step=2", "--schedule=cosine",
-                     "--lr=0.8", "--lr_G=0.4", f"--save_dir={tmp_path}")
-    draw, generators = make_source(args, (2,), teacher)
-    run, seen, heads = Run(args, ["student", "L_R", "L_adv"]), [], []
-
-    def watched_epoch(args, run, stage, student, *rest):
-        body = student.master.body
-        if run.epoch in (3, 5):  # a stage begins: the first blocks are those that were left
-            assert torch.equal(torch.stack([c.weight for c in body])[: len(heads[-1])], heads[-1])
-            assert not any(state["momentum_buffer"].any() for state in student.optimizer.state.values())
-        distil_epoch(args, run, stage, student, *rest)
-        rates = [learner.optimizer.param_groups[0]["lr"].item() for learner in (student, generators.learners[2])]
-        seen.append((len(body), *rates, len(student.optimizer.state)))
-        heads.append(torch.stack([c.weight.detach().clone() for c in body]))
-
-    monkeypatch.setattr("distillation.distil_epoch", watched_epoch)
-    validation = SimpleNamespace(psnr=lambda model: {"2": 30.0})
-    student = distil(args, run, None, teacher, (2,), draw, generators, validation)
+    teacher, student, bodies = VDSR(6, 4).requires_grad_(False), VDSR(2, 2), []
+    generators = make_generators(settings, 32, teacher, CPU)
+    weights = lambda: torch.stack([conv.weight.detach().clone() for conv in student.body])
+    grow = student.grow
+    student.grow = lambda *stage: (bodies.append(weights()), grow(*stage), bodies.append(weights()))
+    distil(teacher, student, images, settings, generators, 6)
+    for before, after in zip(bodies[::2], bodies[1::2]):
+        assert torch.equal(before, after[:len(before)]) and len(after) == len(before) + 2
+    assert len(bodies) == 4 and not torch.equal(bodies[1], bodies[2][:4])
     cosine = lambda x: 0.5 * (1 + math.cos(math.pi * x))
     expected = []
-    for epoch in range(6):  # the rates of an epoch's last round; a student of n blocks has n + 2 tensors
-        blocks = 2 * (epoch // 2 + 1)
-        expected.append((blocks, 0.8 * cosine((epoch % 2 + 0.5) / 2), 0.4 * cosine((epoch + 0.5) / 6), blocks + 2))
-    for found, wanted in zip(seen, expected, strict=True):
-        assert found == pytest.approx(wanted)
+    for epoch in (e + i / 2 for e in range(6) for i in range(2)):
+        expected += [("S", 0.8 * cosine(epoch % 2 / 2), 4 + int(epoch) // 2 * 2), ("G", 0.4 * cosine(epoch / 6), 2)]
+    for found, wanted in zip(logged, expected, strict=True):
+        assert found[0] == wanted[0] and found[1:3] == pytest.approx(wanted[1:])
     assert student.config == {"arch": "vdsr", "n_resblocks": 6, "n_feats": 2}
-    assert run.steps == 12 and run.epoch == 7
+
+
+@pytest.mark.parametrize("place", [(1, 0, 1), (1, 2, 0), (2, 1, 2)])  # epoch, round, step that come next
+def test_stages_resume_bit_for_bit(place, tmp_path, monkeypatch):
+    """Stopped in the first stage, at its end or in the second: the run goes on as if it had not been."""
+    settings = Settings(scales=(2,), nEpochs=2, iter=2, stu_step=2, batchSize=2, latent=5, inc_num=2, inc_step=1,
+                        optimizer="muon", lr=0.01, lr_G=0.01)
+
+    def whole(name, resume=None):
+        run = Run(tmp_path / name, Log(tmp_path / name), {}, resume, 2, ("student", "L_R", "L_adv"))
+        teacher, student = networks()
+        if run.state:
+            student = build_model(run.state["parts"]["student"]["config"])
+        generators = make_generators(settings, 32, teacher, CPU)
+        with run:
+            distil(teacher, student, images, settings, generators, 4, run)
+        return [*student.parameters(), *generators[2].network.parameters()]
+
+    expected, done = whole("whole"), Run.done
+
+    def stopping(run, *next_):
+        done(run, *next_)
+        if (run.epoch, run.round, run.step) == place:
+            raise Stopped(signal.SIGTERM, True)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Run, "done", stopping)
+        whole("part")
+    assert all(map(torch.equal, whole("part", "auto"), expected))
 
 
 def test_all_scales_are_drawn_evenly_and_reproducibly():
@@ -213,68 +252,50 @@ def test_all_scales_are_drawn_evenly_and_reproducibly():
     assert drawn == [choose_scale(1, (2, 3, 4), "student", step) for step in range(3000)]
 
 
-def test_stages():
-    args = SimpleNamespace(inc_num=1, inc_step=0, nEpochs=80)
-    assert stages(18, args) == [(1, 81, 18)]
-    args = SimpleNamespace(inc_num=3, inc_step=10, nEpochs=80)
-    assert stages(18, args) == [(1, 11, 6), (11, 21, 12), (21, 81, 18)]
-    args = SimpleNamespace(inc_num=18, inc_step=1, nEpochs=18)
-    assert [blocks for _, _, blocks in stages(18, args)] == [*range(1, 19)]
-
-
-def test_noise_source():
-    """Of the input's size, or with --noise_at=lr of the LR image's."""
-    teacher, _ = networks()
-    draw, draw_small = (noise_source(arguments("--input_size=48", *at), teacher) for at in ((), ("--noise_at=lr",)))
-    x, small = (torch.rand(2, 1, n, n, generator=random_stream(1, "noise", 7)) for n in (48, 16))
-    assert torch.equal(x, draw(3, 7)) and not torch.equal(x, draw(3, 8))
-    torch.testing.assert_close(draw_small(3, 7), imresize(small, 3).clamp(0, 1))
-
-
-@pytest.mark.parametrize("arch, at, shape", [("vdsr", "hr", (2, 1, 48, 48)), ("edsr", "lr", (2, 3, 24, 24)),
-                                             ("edsr", "hr", (2, 3, 24, 24))])
-def test_other_kinds_of_noise(arch, at, shape):
-    teacher, _ = networks(arch)
-    x = noise_source(arguments("--input_size=48", "--noise=normal", f"--noise_at={at}"), teacher)(2, 7)
-    assert x.shape == shape and 0 <= x.min() and x.max() <= 1
-    assert x.mean() == pytest.approx(0.5, abs=0.02)
-    if arch == "vdsr" or at == "lr":  # 0.25, less the clipped tails
-        assert x.std() == pytest.approx(0.241, abs=0.02)
+@pytest.mark.parametrize("inc_num, inc_step, nEpochs, expected", [
+    (1, 0, 80, [(1, 81, 18)]), (3, 10, 80, [(1, 11, 6), (11, 21, 12), (21, 81, 18)]),
+    (18, 1, 18, [(i, i + 1, i) for i in range(1, 19)])])
+def test_stages(inc_num, inc_step, nEpochs, expected):
+    assert stages(18, Settings(inc_num=inc_num, inc_step=inc_step, nEpochs=nEpochs)) == expected
 
 
 def test_dead_leaves_and_generated_images_take_turns():
-    teacher, _ = networks()
-    args = arguments("--source=dead_leaves+generator")
-    draw, generators = make_source(args, (2,), teacher)
-    leaves = make_source(arguments("--source=dead_leaves"), (2,), teacher)[0]
-    assert torch.equal(draw(2, 4), leaves(2, 4)) and torch.equal(draw(2, 5), generators.draw(2, 5))
+    both, leaves, generated = (source(f"--source={name}")[0]
+                               for name in ("dead_leaves+generator", "dead_leaves", "generator"))
+    assert torch.equal(both(2, 4, 2), leaves(2, 4, 2)) and torch.equal(both(2, 5, 2), generated(2, 5, 2))
+
+
+def test_generators_draw_by_seed_and_step():
+    (draw, _), (same, _) = source(), source()
+    assert torch.equal(draw(2, 3, 2), same(2, 3, 2)) and not torch.equal(draw(2, 3, 2), draw(2, 4, 2))
+    assert draw(4, 0, 2).shape == (2, 1, 32, 32) and not draw(4, 0, 2).requires_grad
+    one, other = (make_generators(Settings(seed=seed, latent=5), 32, VDSR(1, 2), CPU)[2].network for seed in (1, 2))
+    assert not torch.equal(one.head.weight, other.head.weight)
+
+
+@pytest.mark.parametrize("bank", [0, 32])
+def test_images_come_with_the_teachers_output(bank):
+    """A function of the step alone, from a bank or drawn anew."""
+    args, teacher = arguments("--source=noise", f"--bank={bank}"), networks()[0]
+    settings = Settings(scales=(2, 3, 4), batchSize=2)
+    one, other = (labelled(args, settings, teacher, make_source(args, settings, teacher, None, call), call)
+                  for _ in range(2))
+    one(3)
+    for step in (7, 8):
+        x, target = one(step)
+        assert len(x) == 2 and torch.equal(target, teacher(x)) and torch.equal(x, other(step)[0])
+    assert not torch.equal(one(7)[0], one(8)[0])
 
 
 def test_recipes_are_defaults_that_flags_override():
     fast = parse_arguments(["--recipe=fast", "--iter=7"])
-    assert (fast.source, fast.optimizer, fast.schedule, fast.iter, fast.stu_step) == (
-        "dead_leaves", "adam", "cosine", 7, 50)
+    assert (fast.source, fast.optimizer, fast.schedule, fast.student_init, fast.loss_type, fast.iter) == (
+        "dead_leaves", "muon", "trapezoid", "teacher", "L1", 7)
     assert vars(parse_arguments(["--recipe=paper"])) == vars(parse_arguments([]))
     demo = parse_arguments(["--recipe=fast", "--demo"])
-    assert (demo.source, demo.nEpochs, demo.batchSize) == ("dead_leaves", 5, 4)
-
-
-@pytest.mark.parametrize("arch, shape", [("vdsr", (2, 1, 32, 32)), ("edsr", (2, 3, 16, 16))])
-def test_folder_source_draws_real_lr_images(images, arch, shape):
-    teacher, _ = networks(arch)
-    draw = folder_source(arguments("--data_dir", str(images)), teacher.scales, teacher)
-    x = draw(2, 0)
-    assert x.shape == shape and x.std() > 0.05
-    assert torch.equal(x, draw(2, 0)) and not torch.equal(x, draw(2, 1))
-
-
-def test_generators_draw_by_seed_and_step():
-    teacher, _ = networks()
-    one, same, other = (Generators(arguments(f"--seed={seed}"), (2, 4), teacher) for seed in (1, 1, 2))
-    assert torch.equal(one.draw(2, 3), same.draw(2, 3))
-    assert not torch.equal(one.draw(2, 3), other.draw(2, 3))
-    assert not torch.equal(one.draw(2, 3), one.draw(2, 4))
-    assert one.draw(4, 0).shape == (2, 1, 32, 32) and not one.draw(4, 0).requires_grad
+    assert (demo.source, demo.nEpochs, demo.val_dataset) == ("dead_leaves", 3, "skimage")
+    banks = {flags: arguments(*flags).bank for flags in ((), ("--demo",), ("--demo", "--source=generator"))}
+    assert [*banks.values()] == [0, demo.iter * demo.stu_step * 2 // 4, 0]
 
 
 def test_the_defaults_are_the_papers_command():
@@ -293,7 +314,10 @@ def test_the_defaults_are_the_papers_command():
     (["--inc_num=3"], "--inc_step 0: 3 stages need"),
     (["--inc_num=3", "--inc_step=40"], "--inc_step 40: 3 stages need"),
     (["--student=x.pth"], "--student: goes with --test_only"),
+    (["--bank=9"], "--bank 9: the images of generators change"),
+    (["--student_init=teacher", "--inc_num=2", "--inc_step=1"], "--student_init teacher: --inc_num above 1"),
 ])
 def test_flags_that_do_not_fit_are_named(flags, words):
+    teacher = VDSR(6, 2)
     with pytest.raises(InputError, match=words):
-        check(arguments(*flags), VDSR(6, 2), (2, 3, 4))
+        check(arguments(*flags), teacher, half_width(teacher.config), Settings())

@@ -1,17 +1,19 @@
-"""distillation.py --images as a user runs it: what each kind of image becomes, names, and what is refused."""
+"""tools.upscale as a user runs it: what each kind of image becomes, names, and what is refused; reading and luma."""
 
+import base64
 import io
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-import distillation
 from bicubic import imresize
+from data.images import luma, open_image, read_image
 from models import EDSR
 from tests.helpers import SRGB, assert_refused, bicubic_network, pixels, resized
-from utils import save_model
+from tools import upscale
+from utils import InputError, save_model
 
 NEAREST = """
 from torch import nn
@@ -21,42 +23,43 @@ def student():
     network.scale, network.channels = 2, 3
     return network
 """
-
-
-@pytest.fixture(autouse=True)
-def fixed_weights():
-    torch.manual_seed(0)
+# A PNG of one pixel, which Pillow cannot write.
+RGB16 = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABEAIAAADA54+dAAAAC0lEQVR4nGNgAAMAAAcAAbKGrPQAAAAASUVORK5CYII=")
+TINY = ("--to=out", "--device=cpu", "--threads=1")
 
 
 @pytest.fixture
 def bicubic(tmp_path):
-    """Flags of the script for that network; what is upscaled goes to out/."""
+    """The first argument and flags of the tool for that network; what is upscaled goes to out/."""
+    torch.manual_seed(0)
     save_model(bicubic_network(), tmp_path / "s.pth")
-    return ("--test_only", "--student=s.pth", "--save_images=out", "--device=cpu", "--threads=1")
+    return ("s.pth", *TINY)
 
 
-def test_every_kind_of_image_keeps_its_kind(run, bicubic, tmp_path):
-    """A folder of them, and one of another folder, by a network that changes nothing."""
+def test_every_kind_of_image_keeps_its_kind(run, bicubic, tmp_path, monkeypatch):
+    """A folder of them, with what macOS leaves beside, and one of another folder, by a network that changes nothing."""
+    monkeypatch.setattr(upscale, "_BAND", 1)
     (tmp_path / "in").mkdir()
-    rgba = Image.fromarray(resized(pixels(5, 6, 4), 2))
+    rgb = Image.fromarray(resized(pixels(5, 6), 2))
     modes = {"L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA", "P": "RGB", "1": "L", "CMYK": "RGB"}
     for mode in modes:
-        suffix = "tif" if mode == "CMYK" else "png"
-        rgba.convert("RGB" if mode in ("P", "CMYK", "1") else "RGBA").convert(mode).save(
-            tmp_path / "in" / f"{mode}.{suffix}", icc_profile=SRGB)
+        rgb.convert(mode).save(tmp_path / "in" / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}", icc_profile=SRGB)
+        (tmp_path / "in" / f"._{mode}.png").write_bytes(b"Mac OS X")
     Image.fromarray(pixels(10, 12)).quantize(9).save(tmp_path / "clear.png", transparency=3)
-    result = run(distillation, *bicubic, "--scale=3", "--images", "in", "clear.png")
+    result = run(upscale, *bicubic, "--scale=3", "in", "clear.png")
     assert result.returncode == 0 and result.stdout == "8 images upscaled by 3: out\n", result.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clear.png", "in", "out", "s.pth"]
-    assert {p.stem for p in (tmp_path / "out").iterdir()} == {*modes, "clear"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {f"{mode}.png" for mode in (*modes, "clear")}
     for mode, expected in {**modes, "clear": "RGBA"}.items():
-        source = next(tmp_path.glob(f"**/{mode}.*")) if mode == "clear" else next(tmp_path.glob(f"in/{mode}.*"))
+        source = next(tmp_path.glob(f"{'in/' * (mode != 'clear')}{mode}.*"))
         with Image.open(tmp_path / "out" / f"{mode}.png") as image, Image.open(source) as original:
             assert (image.mode, image.size) == (expected, (36, 30))
             assert image.info.get("icc_profile") == (SRGB if mode not in ("CMYK", "clear") else None)
             converted = np.asarray(original.convert(expected)).reshape(10, 12, -1)
-            error = np.asarray(image).reshape(30, 36, -1).astype(int) - resized(converted, 3)
-            assert np.abs(error).max() <= 1 and np.abs(error).mean() < 0.01
+            found = np.asarray(image).reshape(30, 36, -1)
+        part = slice(-1, None) if mode == "clear" else slice(None)
+        error = found.astype(int)[..., part] - resized(converted, 3)[..., part]
+        assert np.abs(error).max() <= 1 and np.abs(error).mean() < 0.01
 
 
 def test_a_photograph_and_16_bits(run, bicubic, tmp_path):
@@ -68,7 +71,7 @@ def test_a_photograph_and_16_bits(run, bicubic, tmp_path):
     deep[2] = 513
     for name in ("a.png", "b.tif"):
         Image.fromarray(deep).save(tmp_path / name)
-    result = run(distillation, *bicubic, "--scale=2", "--images", "photo.JPG", "a.png", "b.tif", "./photo.JPG")
+    result = run(upscale, *bicubic, "--scale=2", "photo.JPG", "a.png", "b.tif", "./photo.JPG")
     assert result.returncode == 0, result.stderr
     with Image.open(tmp_path / "out/photo.png") as image, Image.open(tmp_path / "photo.JPG") as original:
         assert image.size == (16, 24) and image.info["icc_profile"] == SRGB and not image.getexif()
@@ -85,90 +88,127 @@ def test_networks_on_rgb(run, tmp_path):
     Image.fromarray(pixels(9, 7)).save(tmp_path / "a.png")
     model = EDSR(1, 4, scale=3).eval()
     save_model(model, tmp_path / "edsr.pth")
-    flags = ("--test_only", "--images=a.png", "--device=cpu", "--threads=1")
-    outcomes = [run(distillation, *flags, "--student=edsr.pth", f"--save_images={name}", *more)
-                for name, more in (("a", ()), ("b", ()), ("c", ("--self_ensemble",)))]
-    assert all(outcome.returncode == 0 for outcome in outcomes), outcomes
-    a, b, c = (np.asarray(Image.open(tmp_path / name / "a.png")).astype(int) for name in "abc")
-    tile = torch.from_numpy(pixels(9, 7)).permute(2, 0, 1) / 255
-    expected = 255 * model(tile[None])[0].detach().clamp(0, 1).permute(1, 2, 0)
-    assert np.abs(a - expected.numpy()).max() < 0.51 and (a == b).all() and 0 < np.abs(a - c).mean()
+    found = {}
+    for flag in ("--to=out", "--self_ensemble"):
+        assert run(upscale, "edsr.pth", "a.png", *TINY, flag).returncode == 0
+        found[flag] = np.asarray(Image.open(tmp_path / "out/a.png")).astype(int)
+    expected = 255 * model(torch.from_numpy(pixels(9, 7)).permute(2, 0, 1)[None] / 255)[0].detach().clamp(0, 1)
+    assert np.abs(found["--to=out"] - expected.permute(1, 2, 0).numpy()).max() < 0.51
+    assert np.abs(found["--to=out"] - found["--self_ensemble"]).mean() > 0
 
     (tmp_path / "own.py").write_text(NEAREST)
     torch.save({"weight": torch.zeros(1)}, tmp_path / "own.pth")
-    own = run(distillation, *flags, "--model=own.py", "--student=own.pth", "--save_images=out")
-    assert_refused(own, "own.pth", "'weight'")
+    assert_refused(run(upscale, "own.pth", "a.png", *TINY, "--model=own.py"), "own.pth", "'weight'")
     torch.save({}, tmp_path / "own.pth")
-    own = run(distillation, *flags, "--model=own.py", "--student=own.pth", "--save_images=out")
-    assert own.returncode == 0, own.stderr
+    assert run(upscale, "own.pth", "a.png", *TINY, "--model=own.py").returncode == 0
     np.testing.assert_array_equal(Image.open(tmp_path / "out/a.png"), pixels(9, 7).repeat(2, axis=0).repeat(2, axis=1))
 
 
 # ---- what is refused -------------------------------------------------------------------------------
 
 
-def test_flags_that_do_not_go_together(run, bicubic, tmp_path):
-    Image.fromarray(pixels(4, 4)).save(tmp_path / "a.png")
+def test_what_cannot_be_used(run, bicubic, tmp_path):
+    for name in ("a.png", ".hidden/._a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels(4, 4)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
     save_model(EDSR(1, 4, scale=3), tmp_path / "edsr.pth")
-    images, to, by = "--images=a.png", "--save_images=out", "--student=s.pth"
-    for flags, words in (
-        ((images, "--test_only", by), ("--images", "--save_images")), ((to, "--test_only", by), ("--images",)),
-        ((images, "--save_images=", "--test_only", by), ("--save_images",)),
-        (("--save_images=", "--test_only", by), ("--images",)),
-        ((images, to, by), ("--test_only",)), ((images, to, "--test_only"), ("--student",)),
-        ((*bicubic, images), ("--scale 0", "s.pth", "2, 3, 4")),
-        ((images, to, "--test_only", "--student=edsr.pth", "--scale=2"), ("--scale 2", "edsr.pth", "by 3 only")),
-        ((images, to, "--test_only", "--student=nowhere.pth", "--scale=2"), ("nowhere.pth",)),
-        ((*bicubic, images, "--scale=2", "--device=abacus"), ("--device abacus",)),
+    before = sorted(tmp_path.rglob("*"))
+    flags = (*bicubic, "--scale=2", "a.png")
+    for arguments, words in (
+        ((*bicubic, "a.png"), ("--scale 0", "s.pth", "2, 3, 4")),
+        (("edsr.pth", "a.png", *TINY, "--scale=2"), ("--scale 2", "edsr.pth", "by 3 only")),
+        (("nowhere.pth", "a.png", *TINY, "--scale=2"), ("nowhere.pth",)),
+        ((*flags, "--device=abacus"), ("--device abacus",)), (("s.pth", "a.png"), ("--to",)),
+        ((*flags, "nowhere"), ("nowhere': no such",)), ((*flags, ""), ("'': no such",)),
+        ((*flags, "notes.txt"), ("notes.txt",)), ((*flags, ".hidden"), (".hidden: no image",)),
+        ((*flags, "--to=notes.txt"), ("--to notes.txt",)), ((*flags, "--to=notes.txt/out"), ("--to notes.txt/out",)),
     ):
-        assert_refused(run(distillation, *flags), *words)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "edsr.pth", "s.pth"]
+        assert_refused(run(upscale, *arguments), *words)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_names_that_would_overwrite(run, bicubic, tmp_path):
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir(parents=True)
     for name in ("one/a.png", "two/a.jpg", "one/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(pixels(4, 4)).save(tmp_path / name)
     (tmp_path / "three").symlink_to("one")
-    before = (tmp_path / "one/a.png").read_bytes()
-    flags = (*bicubic, "--scale=2", "--images")
-    assert_refused(run(distillation, *flags, "one", "two"), "one/a.png and two/a.jpg", "out/a.png")
-    assert_refused(run(distillation, *flags, "one/b.png", "one/a.png", "--save_images=two/../one"), "one/b.png")
-    assert_refused(run(distillation, *flags, "one/a.png", "--save_images=three"), "three/a.png")
-    (tmp_path / "out/a.png").mkdir(parents=True)
-    assert_refused(run(distillation, *flags, "one/a.png"), "out/a.png is a folder")
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"] and len(list(tmp_path.glob("one/*"))) == 2
-    assert (tmp_path / "one/a.png").read_bytes() == before
+    (tmp_path / "taken/a.png").mkdir(parents=True)
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    flags = (*bicubic, "--scale=2")
+    assert_refused(run(upscale, *flags, "one", "two"), "one/a.png and two/a.jpg", "out/a.png")
+    assert_refused(run(upscale, *flags, "one/b.png", "one/a.png", "--to=two/../one"), "one/b.png")
+    assert_refused(run(upscale, *flags, "one/a.png", "--to=three"), "three/a.png")
+    assert_refused(run(upscale, *flags, "one/a.png", "--to=taken"), "taken/a.png is a folder")
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
     (tmp_path / "new").mkdir()
     (tmp_path / "new/b.png").write_text("an earlier output")
-    assert run(distillation, *flags, "one", "one/b.png", "--save_images=new").returncode == 0
+    assert run(upscale, *flags, "one", "one/b.png", "--to=new").returncode == 0
     assert {p.name: Image.open(p).size for p in tmp_path.glob("new/*")} == {"a.png": (8, 8), "b.png": (8, 8)}
 
 
-def test_inputs_and_folders_that_cannot_be_used(run, bicubic, tmp_path):
-    Image.fromarray(pixels(4, 4)).save(tmp_path / "a.png")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "notes.txt").write_text("no image")
-    flags = (*bicubic, "--scale=2", "--images", "a.png")
-    for more, words in ((("nowhere",), ("nowhere: no such",)), (("",), ("--images",)), (("notes.txt",), ("notes.txt",)),
-                        (("empty",), ("empty: no image",)), (("--save_images=notes.txt",), ("notes.txt",)),
-                        (("--save_images=/proc/nowhere",), ("--save_images /proc/nowhere",)),
-                        (("--save_images=notes.txt/out",), ("--save_images notes.txt/out",))):
-        assert_refused(run(distillation, *flags, *more), *words)
-    assert not (tmp_path / "out").exists()
-
-
 def test_damaged_images(run, bicubic, tmp_path):
-    """One whose header is no image's: nothing is upscaled. One that is cut: the others are."""
+    """One whose header is no image's: nothing is upscaled. One that is cut or wrong within: the others are."""
     for name in "ac":
         Image.fromarray(pixels(4, 4)).save(tmp_path / f"{name}.png")
-    whole_file = io.BytesIO()
-    Image.fromarray(pixels(40, 40)).save(whole_file, "PNG")
-    flags = (*bicubic, "--scale=2", "--images", "a.png", "b.png", "c.png")
+    content = io.BytesIO()
+    Image.fromarray(pixels(40, 40)).save(content, "PNG")
+    cut, flipped = content.getvalue()[:2000], bytearray(content.getvalue())
+    flipped[len(flipped) // 2] ^= 0xFF
+    flags = (*bicubic, "--scale=2", "a.png", "b.png", "c.png")
     (tmp_path / "b.png").write_bytes(b"hello")
-    assert_refused(run(distillation, *flags), "b.png: cannot be read as an image")
+    assert_refused(run(upscale, *flags), "b.png: cannot be read as an image")
     assert not (tmp_path / "out").exists()
-    (tmp_path / "b.png").write_bytes(whole_file.getvalue()[:2000])
-    assert_refused(run(distillation, *flags), "b.png: cannot be read as an image", "of 3 images 2 were")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    for damaged in (cut, flipped):
+        (tmp_path / "b.png").write_bytes(damaged)
+        assert_refused(run(upscale, *flags), "b.png: cannot be read as an image", "of 3 images 2 were")
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+
+
+def test_nothing_is_left_of_an_image_that_cannot_be_written(run, bicubic, tmp_path, monkeypatch):
+    Image.fromarray(pixels(4, 4)).save(tmp_path / "a.png")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(upscale.os, "replace", full)
+    assert_refused(run(upscale, *bicubic, "--scale=2", "a.png"), "out/a.png: cannot be written (No space")
+    assert not list((tmp_path / "out").iterdir())
+
+
+# ---- reading ---------------------------------------------------------------------------------------
+
+
+def test_a_long_text_does_not_matter(tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", "x" * 3_000_000, zip=True)
+    Image.fromarray(pixels(2, 3)).save(tmp_path / "a.png", pnginfo=text)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels(2, 3))
+
+
+def test_a_scan_of_more_than_179_megapixels(tmp_path, monkeypatch):
+    """By its header; and that the limit set is the one that counts."""
+    Image.new("1", (16000, 12000)).save(tmp_path / "scan.png")
+    assert open_image(tmp_path / "scan.png", load=False).size == (16000, 12000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90_000_000)
+    with pytest.raises(InputError, match="scan.png: cannot be read as an image .*exceeds limit"):
+        open_image(tmp_path / "scan.png", load=False)
+
+
+@pytest.mark.parametrize("kind, words", [
+    (np.uint16, "more than 8 bits"), (np.float32, "floating-point"), (np.int32, "32-bit"), (RGB16, "16 bits a channel"),
+])
+def test_deep_images_are_refused(tmp_path, kind, words):
+    if isinstance(kind, bytes):
+        (tmp_path / "photo.tif").write_bytes(kind)
+    else:
+        Image.fromarray(np.ones((4, 5), kind)).save(tmp_path / "photo.tif")
+    with pytest.raises(InputError, match=f"photo.tif: .*{words}"):
+        read_image(tmp_path / "photo.tif")
+
+
+def test_luma_of_known_colours():
+    colours = [[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255], [100, 100, 100]]
+    expected = [16, 235, 81.481, 144.553, 40.966, 16 + 219 * 100 / 255]
+    np.testing.assert_allclose(luma(colours), expected, rtol=1e-12)
+    torch.testing.assert_close(luma(torch.tensor(colours).float()), torch.tensor(expected))

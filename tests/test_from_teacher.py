@@ -1,0 +1,158 @@
+"""A student that starts from its teacher: exact at full width, near at others, whatever the teacher's channels do."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.sources import start_images
+from models import EDSR, VDSR, build_model
+from models.from_teacher import Places, encoding, fit, keep_channels, normal_matrix, student_from_teacher
+from models.load import load_model
+from models.pair import check_start
+from utils import InputError
+
+TEACHERS = {"vdsr": lambda: VDSR(4, 8), **{f"edsr x{scale}": lambda scale=scale: EDSR(2, 8, scale, res_scale=0.5)
+                                          for scale in (2, 3, 4)}}
+
+
+@pytest.fixture(autouse=True)
+def few_places(monkeypatch):
+    monkeypatch.setattr("models.from_teacher.ROWS", 4000)
+
+
+def made(name):
+    """An untrained teacher, and images (24, C, 24, 24) as it takes them."""
+    torch.manual_seed(0)
+    teacher = TEACHERS[name]().eval().requires_grad_(False)
+    return teacher, start_images(teacher.scales[:1], 24 * teacher.scales[0] ** (not teacher.upscaled_input),
+                                 teacher.channels, teacher.upscaled_input, 1, count=24)
+
+
+def error(network, teacher, images):
+    """Squared, relative to what the teacher adds to its input, or to a flat image."""
+    with torch.no_grad():
+        output = teacher(images)
+        added = output - (images if teacher.upscaled_input else output.mean())
+        return ((network(images) - output).square().sum() / added.square().sum()).item()
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_at_the_teachers_width_the_student_is_the_teacher(name):
+    teacher, images = made(name)
+    student = student_from_teacher(teacher, images, teacher.n_feats)
+    x = torch.rand(2, teacher.channels, 20, 28)
+    torch.testing.assert_close(student(x), teacher(x), rtol=0, atol=1e-5)
+    assert not student.training and all(weight.requires_grad for weight in student.parameters())
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+@pytest.mark.parametrize("n_feats, factor", [(1, 1.2), (3, 5), (6, 30)])
+def test_any_width_is_nearer_than_at_random(name, n_feats, factor):
+    teacher, images = made(name)
+    student = student_from_teacher(teacher, images, n_feats)
+    assert student.config == {**teacher.config, "n_feats": n_feats}
+    others = [error(build_model(student.config), teacher, images[:8]) for _ in range(3)]
+    assert factor * error(student, teacher, images[:8]) < min(others)
+
+
+def test_a_trained_teachers_half_is_near_it():
+    """The demo's teacher, on images that the fit has not seen."""
+    teacher = load_model(Path(__file__).parent.parent / "models" / "demo_teacher.pth")
+    student = student_from_teacher(teacher, start_images((2, 3, 4), 48, 1, True, 1, count=64), 16)
+    x = start_images((2, 3, 4), 48, 1, True, 2, count=32)
+    assert error(student, teacher, x) < 0.6 and error(build_model(student.config), teacher, x) > 10
+
+
+def test_the_seed_makes_the_student():
+    teacher, images = made("vdsr")
+    one, same, other = (student_from_teacher(teacher, images, 4, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["body.1.weight"], other["body.1.weight"])
+
+
+@pytest.mark.parametrize("name, n_feats, least, most", [
+    ("vdsr", 3, 1e-5, 0.5), ("vdsr", 4, 0, 1e-8), ("vdsr", 6, 0, 1e-8), ("vdsr", 8, 0, 1e-8),
+    ("edsr x2", 3, 1e-3, 0.2), ("edsr x2", 8, 0, 1e-8)])
+def test_dead_channels_are_no_harm(name, n_feats, least, most):
+    """Three channels are always zero, one never positive: of a VDSR four say as much as all eight."""
+    teacher, images = made(name)
+    for conv in [teacher.head, *teacher.body] if name == "vdsr" else [block.body[0] for block in teacher.body[:-1]]:
+        conv.weight[:3], conv.weight[3] = 0, -conv.weight[3].abs()
+        if conv.bias is not None:
+            conv.bias[:3], conv.bias[3] = 0, -1e6
+    student = student_from_teacher(teacher, images, n_feats)
+    assert all(weight.isfinite().all() for weight in student.parameters())
+    assert least <= error(student, teacher, images) < most
+
+
+@pytest.mark.parametrize("config, inc_num, why", [
+    ({"n_resblocks": 3}, 1, "depth is not the teacher's"), ({"n_feats": 9}, 1, "wider than the teacher"),
+    ({"arch": "own"}, 1, "not known layer by layer"), ({}, 2, "--inc_num above 1")])
+def test_other_students_start_at_random(config, inc_num, why):
+    teacher = VDSR(4, 8)
+    with pytest.raises(InputError, match=f"{why}.*--student_init=random"):
+        check_start(teacher, {**teacher.config, **config}, inc_num)
+
+
+def test_other_widths_and_architectures_are_refused():
+    teacher, images = made("vdsr")
+    for n_feats in (0, 9):
+        with pytest.raises(ValueError, match=f"no student of {n_feats} channels"):
+            student_from_teacher(teacher, images, n_feats)
+    own = torch.nn.Identity()
+    own.config = {"arch": "own"}
+    with pytest.raises(ValueError, match="own"):
+        student_from_teacher(own, images, 1)
+
+
+# ---- the parts -------------------------------------------------------------------------------------
+
+
+def test_places_are_patches():
+    """Columns in the order of a kernel, zeros outside: rows times a kernel are the convolution there."""
+    features, kernel = torch.randn(3, 2, 5, 7), torch.randn(4, 2, 3, 3)
+    places = Places(3, torch.Generator().manual_seed(0), "cpu")
+    found = places(features, 3) @ kernel.flatten(1).T
+    torch.testing.assert_close(found, places(torch.conv2d(features, kernel, padding=1)), rtol=1e-4, atol=1e-4)
+
+
+def test_channels_are_kept_as_trying_each_would():
+    """Backward elimination by the formula against least squares without each channel, one after the other."""
+    torch.manual_seed(0)
+    rows, kernel = torch.randn(500, 45, dtype=torch.float64), torch.randn(45, 2, dtype=torch.float64)
+    rows[:, 9:18] = rows[:, :9] + 0.1 * rows[:, 9:18]  # the second nearly is the first
+    alive = list(range(5))
+    while len(alive) > 2:
+        def left(channel):
+            columns = rows.unflatten(1, (5, 9))[:, [c for c in alive if c != channel]].flatten(1)
+            return torch.linalg.lstsq(columns, rows @ kernel).solution, columns
+        errors = {c: (left(c)[1] @ left(c)[0] - rows @ kernel).square().sum().item() for c in alive}
+        alive.remove(min(errors, key=errors.get))
+        assert keep_channels(normal_matrix(rows), kernel, len(alive)) == alive
+
+
+def test_a_fit_minds_the_relu():
+    """A target that no linear kernel gives, but one behind a ReLU does."""
+    torch.manual_seed(0)
+    rows, kernel = torch.randn(2000, 4), torch.tensor([[1.0], [-2.0], [0.5], [0.0]])
+    target = rows @ kernel
+    bent = torch.where(target < 0, 10 * target - 5, target)  # what lies below 0 does not count
+    found = fit(rows, bent, torch.zeros(4, 1), relu=True)
+    plain = fit(rows, bent, torch.zeros(4, 1))
+    missing = [((rows @ k).relu() - target.relu()).square().mean().item() for k in (found, plain)]
+    assert missing[0] < missing[1] / 10
+    torch.testing.assert_close(fit(rows, target, torch.zeros(4, 1)), kernel, rtol=0, atol=1e-4)
+
+
+def test_directions_are_the_best_of_their_number():
+    """Reduced-rank regression: the error is that of the singular values left out; all directions lose nothing."""
+    torch.manual_seed(0)
+    features, reads = torch.randn(400, 6).double() @ torch.randn(6, 6).double(), torch.randn(9, 6).double()
+    given = features @ reads.T
+    values = torch.linalg.svdvals(given)
+    for n_feats in (2, 4, 6):
+        encode, decode = (matrix.double() for matrix in encoding(normal_matrix(features), reads, n_feats))
+        missing = (given - features @ (reads @ decode @ encode).T).square().sum()
+        assert missing.item() == pytest.approx(values[n_feats:].square().sum().item(), rel=0.01, abs=1e-6 * 400)
+    torch.testing.assert_close(decode @ encode, torch.eye(6).double(), rtol=0, atol=1e-4)

@@ -1,0 +1,117 @@
+"""Steps recorded and replayed end as the same steps unrecorded: on the CPU by tapes, on a GPU see test_cuda.py."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from distillation import Settings, distil, generator_step, label, labelled, make_generators, make_source
+from engine.graphs import Recorder, call, recorder
+from engine.learner import Learner, distance, make_optimizer, train_step
+from models import VDSR, Generator
+from tests.tape import tapes_for_graphs
+from utils import InputError
+
+CPU = torch.device("cpu")
+
+
+def both_phases(device, precision, optimizer, steps, call, side=16):
+    """Losses of `steps` student and generator steps and the networks they leave.
+
+    Rates and the weights of the generator's losses are others at every step; the fourth is the first that is recorded.
+    """
+    torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    teacher, network = (VDSR(3, n_feats).to(device) for n_feats in (16, 8))
+    teacher.requires_grad_(False)
+    student = Learner(network, make_optimizer(network, optimizer, 0.01, weight_decay=1e-4), precision, clip=0.4)
+    generator = Generator(8, side // 2).to(device)
+    learner, D = Learner(generator, make_optimizer(generator, "adam", 1e-3)), distance("MSE")
+    losses, stream = [], torch.Generator(device).manual_seed(1)
+    for step in range(steps):
+        student.set_rate(1 / (1 + step))
+        x = torch.rand(4, 1, side, side, generator=stream, device=device)
+        losses.append(call(train_step, student, x, call(label, teacher, precision, x), D).item())
+        z = torch.randn(4, 8, generator=stream, device=device)
+        losses += call(generator_step, learner, student, teacher, z, 2, D, 1.0 + step, 0.1 * step).tolist()
+    student.check()
+    learner.check()
+    return torch.tensor(losses), [network, generator]
+
+
+def same_weights(networks, others):
+    return all(torch.equal(a, b) for network, other in zip(networks, others)
+               for a, b in zip(network.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])
+def test_recording_changes_no_bit(precision, optimizer):
+    with tapes_for_graphs() as tapes:
+        losses, networks = both_phases("cpu", precision, optimizer, 6, call)
+        assert not tapes
+        again, others = both_phases("cpu", precision, optimizer, 6, Recorder(CPU))
+    assert len(tapes) == 3
+    assert torch.equal(losses, again) and same_weights(networks, others)
+
+
+@pytest.mark.parametrize("source, flags", [
+    ("generator", dict(inc_num=2, inc_step=1)),
+    ("dead_leaves+generator", dict(optimizer="muon", schedule="cosine", rounded=True)),
+])
+def test_a_distillation_of_recorded_steps_ends_the_same(source, flags):
+    settings = Settings(**dict(scales=(2, 3), nEpochs=2, iter=10, stu_step=2, batchSize=2, lr=0.01, latent=5) | flags)
+    args = SimpleNamespace(**vars(settings) | dict(source=source, input_size=32, bank=0, device=CPU))
+
+    def whole(call):
+        torch.manual_seed(0)
+        teacher, student = VDSR(4, 8).requires_grad_(False), VDSR(4 // settings.inc_num, 4)
+        generators = make_generators(settings, 32, teacher, CPU)
+        images = labelled(args, settings, teacher, make_source(args, settings, teacher, generators, call), call)
+        distil(teacher, student, images, settings, generators, 4, call=call)
+        return [student, *(generator.network for generator in generators.values())]
+
+    with tapes_for_graphs() as tapes:
+        networks, others = whole(call), whole(Recorder(CPU))
+    assert len(tapes) >= 6 and same_weights(networks, others)
+
+
+def test_what_kinds_of_arguments_do():
+    """Tensors, floats and generators are inputs of one graph; another shape, number or name is another graph."""
+
+    def function(x, factor, power, stream, sign):
+        return factor * x**power, torch.rand(3, generator=stream) if sign == "+" else -x
+
+    stream, expected = torch.Generator(), torch.Generator()
+    with tapes_for_graphs() as tapes:
+        record = Recorder(CPU)
+        kept = []
+        for i in range(8):
+            for size, power, sign in ((3, 2, "+"), (4, 2, "+"), (3, 3, "+"), (3, 2, "-")):
+                x = torch.rand(size)
+                stream.manual_seed(i), expected.manual_seed(i)
+                output = record(function, x, i / 2, power, stream, sign)
+                kept.append((output, function(x, i / 2, power, expected, sign)))
+    assert len(tapes) == 4
+    for outputs, wanted in kept:  # the first results, too: a replay does not overwrite what it gave before
+        assert all(map(torch.equal, outputs, wanted))
+
+
+def test_what_a_graph_cannot_hold_shows():
+    """A step that reads a value is refused; a number of a closure's stays what it was when it was recorded."""
+    ones, numbers, total = torch.ones(2), iter(range(10)), torch.zeros(2)
+    with tapes_for_graphs():
+        record = Recorder(CPU)
+        with pytest.raises(InputError, match=r"reads cannot be recorded as a CUDA graph \(the step waits.*--plain"):
+            def reads(x):
+                return x * x.sum().item()
+            [record(reads, ones) for _ in range(4)]
+        counts = lambda x: x * next(numbers)
+        assert [record(counts, ones)[0].item() for _ in range(6)] == [0, 1, 2, 3, 3, 3]
+        adds = lambda x: total.add_(x)
+        [record(adds, ones) for _ in range(6)]
+    assert torch.equal(total, 6 * ones)
+
+
+def test_nothing_is_recorded_on_the_cpu():
+    assert recorder(CPU) is call and recorder(torch.device("cuda"), plain=True) is call

@@ -1,0 +1,281 @@
+"""What steps are made of: distances, learning rates, optimizers, descent, half precision."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn as nn
+
+from distillation import generator_step
+from engine.learner import (Learner, Muon, autocast, decay, distance, frozen, make_optimizer, orthogonalize,
+                            train_step)
+from engine.options import best_precision
+from models import EDSR, VDSR, Generator, build_model
+from utils import NotFinite
+
+NAMES = ["sgd", "adam", "muon"]
+MSE = distance("MSE")
+
+
+def learner_of(weight, name="sgd", lr=0.1, momentum=0.0, weight_decay=0.0, **settings):
+    """A learner of one tensor, and the tensor."""
+    network = nn.ParameterList([nn.Parameter(torch.tensor(weight))])
+    return Learner(network, make_optimizer(network, name, lr, momentum, weight_decay), **settings), network[0]
+
+
+def new_learner(name, precision="fp32", network=None, lr=None):
+    torch.manual_seed(0)
+    network = network or VDSR(2, 4)
+    return Learner(network, make_optimizer(network, name, lr), precision, clip=0.4)
+
+
+def take_steps(learner, count, first=0):
+    for step in range(first, first + count):
+        learner.set_rate(1 / (1 + step))
+        x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(step))
+        train_step(learner, x, 1 - x, MSE)
+
+
+def same(state, other):
+    """Whether two nested states hold the same, bit for bit."""
+    if isinstance(state, dict):
+        return state.keys() == other.keys() and all(same(state[key], other[key]) for key in state)
+    return torch.equal(state, other) if isinstance(state, torch.Tensor) else state == other
+
+
+def test_distances_are_sums():
+    a, b = torch.tensor([1.0, 2.0, -3.0]), torch.tensor([0.0, 4.0, -3.0])
+    assert MSE(a, b) == 5 and distance("L1")(a, b) == 3
+
+
+@pytest.mark.parametrize("schedule, epochs, factors", [
+    ("step", (0, 9.9, 10, 25), (1, 1, 0.1, 0.01)),
+    ("cosine", (0, 20, 40, 80), (1, 0.5 + 0.5**1.5, 0.5, 0)),
+    ("trapezoid", (0, 40, 60, 80, 81), (1, 1, 0.5, 0, 0)),
+])
+def test_learning_rates_fall(schedule, epochs, factors):
+    assert [decay(schedule, epoch, 80) for epoch in epochs] == pytest.approx(factors, abs=1e-12)
+
+
+# ---- optimizers ------------------------------------------------------------------------------------
+
+
+def test_sgd_by_hand():
+    """Momentum 0.5, weight decay 0.1, clipped at norm 1: two steps along a gradient of (3, 4)."""
+    learner, weight = learner_of([1.0, 2.0], momentum=0.5, weight_decay=0.1, clip=1.0)
+    gradient = torch.tensor([3.0, 4.0])
+    learner.descend((gradient * weight).sum())
+    torch.testing.assert_close(weight.detach(), torch.tensor([1 - 0.1 * (0.6 + 0.1), 2 - 0.1 * (0.8 + 0.2)]))
+    learner.set_rate(0.1)
+    learner.descend((gradient * weight).sum())
+    buffer = 0.5 * 0.7 + 0.6 + 0.1 * 0.93
+    torch.testing.assert_close(weight[0].detach(), torch.tensor(0.93 - 0.01 * buffer))
+
+
+@pytest.mark.parametrize("name, lr", [("adam", 0.25), ("muon", 0.75)])
+def test_adam_by_hand(name, lr):
+    """Its first step is the learning rate (a third of Muon's), along the gradient's sign; the second is 0.74 of it."""
+    learner, weight = learner_of([1.0, 2.0], name, lr)
+    learner.descend((torch.tensor([3.0, -4.0]) * weight).sum())
+    torch.testing.assert_close(weight.detach(), torch.tensor([0.75, 2.25]))
+    learner.descend((torch.tensor([1.0, 4.0]) * weight).sum())
+    means = torch.tensor([0.9 * 0.3 + 0.1, 0.9 * -0.4 + 0.4]) / (1 - 0.9**2)
+    squares = torch.tensor([0.999 * 0.009 + 0.001, 0.999 * 0.016 + 0.016]) / (1 - 0.999**2)
+    torch.testing.assert_close(weight.detach(), torch.tensor([0.75, 2.25]) - 0.25 * means / squares.sqrt())
+
+
+def test_muon_by_hand():
+    """Two steps of two kernels: Nesterov's momentum, made orthogonal; weight decay beside it."""
+    kernels = [nn.Parameter(torch.randn(4, 3, 3, 3)) for _ in range(2)]
+    optimizer, gradients = Muon(kernels, [], 0.1, 0.9, weight_decay=0.5), torch.randn(2, 2, 4, 27)
+    buffer = torch.zeros(2, 4, 27)
+    for step in range(2):
+        expected = torch.stack([kernel.detach().flatten(1) for kernel in kernels])
+        buffer = 0.9 * buffer + 0.1 * gradients[step]
+        expected = 0.95 * expected - 0.1 * orthogonalize(0.1 * gradients[step] + 0.9 * buffer)
+        for kernel, gradient in zip(kernels, gradients[step]):
+            kernel.grad = gradient.reshape(kernel.shape)
+        optimizer.step()
+        torch.testing.assert_close(torch.stack([kernel.detach().flatten(1) for kernel in kernels]), expected)
+
+
+@pytest.mark.parametrize("rows, columns", [(8, 36), (36, 8), (16, 16)])
+def test_orthogonalized_matrices_have_singular_values_near_one(rows, columns):
+    """The same directions; what is below a 300th of the norm may lag."""
+    matrices = torch.randn(3, rows, columns, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [1e-6, 1.0, 1e6])[:, None, None]
+    found, given = orthogonalize(matrices), torch.linalg.svd(matrices, full_matrices=False)
+    values = (given.U.mT @ found @ given.Vh.mT).diagonal(dim1=1, dim2=2)
+    counts = given.S > given.S.norm(dim=1, keepdim=True) / 300
+    assert counts.sum() >= 23 and 0.5 < values[counts].min() and values.max() < 1.5
+    assert orthogonalize(torch.zeros(1, rows, columns)).eq(0).all()
+
+
+@pytest.mark.parametrize("network, first, last", [
+    (VDSR(3, 4), "head.weight", "tail.weight"), (EDSR(2, 4), "head.0.weight", "tail.1.weight")])
+def test_muon_takes_the_kernels_between_the_first_and_the_last(network, first, last):
+    optimizer = make_optimizer(network, "muon", 3e-3)
+    kinds = {weight: group["muon"] for group in optimizer.param_groups for weight in group["params"]}
+    for name, weight in network.named_parameters():
+        assert kinds[weight] == (weight.dim() == 4 and name not in (first, last))
+    assert {(group["muon"], group["lr"]) for group in optimizer.param_groups} == {(True, 3e-3), (False, 1e-3)}
+    assert all(len({weight.shape for weight in group["params"]}) == 1
+               for group in optimizer.param_groups if group["muon"])
+
+
+class Patchwork(nn.Module):
+    """A frozen mean shift, a layer that nothing uses, batch normalisation. scale, channels: as of --model's."""
+
+    scale, channels, upscaled_input = 2, 1, True
+
+    def __init__(self):
+        super().__init__()
+        self.shift, self.unused = nn.Conv2d(1, 1, 1).requires_grad_(False), nn.Conv2d(4, 4, 3)
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+                                    nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1))
+
+    def forward(self, x):
+        return x + self.layers(self.shift(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_and_unused_parameters_are_left_alone(name):
+    """And each keeps its flag, also through the generator's step, which leaves the statistics of batches, too."""
+    student = new_learner(name, network=Patchwork())
+    network, before = student.network, copy.deepcopy(student.network.state_dict())
+    flags = [weight.requires_grad for weight in network.parameters()]
+    take_steps(student, 2)
+    moved = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved == {key for key in before if not key.startswith(("shift", "unused"))}
+    after = copy.deepcopy(network.state_dict())
+    generator = new_learner("adam", network=Generator(5, 8))
+    generator_step(generator, student, VDSR(2, 4).requires_grad_(False), torch.randn(2, 5), 2, MSE, 1.0, 1.0)
+    assert same(network.state_dict(), after) and [weight.requires_grad for weight in network.parameters()] == flags
+
+
+def test_batch_statistics_are_of_the_batch_in_training():
+    student = new_learner("sgd", network=Patchwork())
+    network, x = student.network.eval(), torch.rand(2, 1, 8, 8)
+    expected = MSE(copy.deepcopy(network).train()(x), x).item() / x.numel()
+    assert train_step(student, x, x, MSE).item() == pytest.approx(expected, rel=1e-5)
+    features = network.layers[0](network.shift(x)).mean((0, 2, 3))
+    assert network.training and network.layers[1].num_batches_tracked == 1 and features.abs().max() > 0.05
+    assert network.layers[1].running_mean.norm() > 0.05 * features.norm()
+
+
+def test_frozen_networks_pass_gradients_through():
+    network, x = nn.Linear(2, 2), torch.ones(1, 2, requires_grad=True)
+    network.bias.requires_grad_(False)
+    with frozen(network):
+        network(x).sum().backward()
+    assert x.grad is not None and network.weight.grad is None
+    assert network.weight.requires_grad and not network.bias.requires_grad
+
+
+# ---- what is not finite ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("loss_type", ["L1", "MSE"])  # of L1 the gradient is finite where the loss is not
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_changes_nothing(name, loss_type, value):
+    learner = new_learner(name)
+    take_steps(learner, 2)
+    weights, state = (copy.deepcopy(part.state_dict()) for part in (learner.network, learner.optimizer))
+    with pytest.raises(NotFinite, match="the loss is (nan|inf)"):
+        train_step(learner, torch.rand(2, 1, 8, 8), torch.full((2, 1, 8, 8), value), distance(loss_type))
+    assert same(learner.network.state_dict(), weights)
+    assert same(learner.optimizer.state_dict()["state"], state["state"])
+
+
+def test_a_gradient_that_is_not_finite_is_told_and_the_first_failure_at_that():
+    learner, weight = learner_of([1.0, 2.0])
+    with pytest.raises(NotFinite, match="the loss is 0, its gradient's norm nan"):
+        learner.descend((weight * 0).sqrt().sum())
+    learner, weight = learner_of([1.0, 2.0], loss="the sum")
+    for factor in (math.inf, math.nan):
+        learner._judge(torch.tensor(7.0), torch.tensor(factor))
+    with pytest.raises(NotFinite, match="the sum is 7, its gradient's norm inf"):
+        learner.check()
+
+
+# ---- precisions ------------------------------------------------------------------------------------
+
+
+def test_fp16_scales_the_loss_down_until_the_gradient_fits():
+    """A gradient of 2^20 overflows fp16 (65504) at a scale of 2^-4 or more, and fits at the 2^-8 it begins with."""
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(network.weight)
+    learner = Learner(network, make_optimizer(network, "sgd", 2.0**-20, momentum=0), "fp16")
+
+    def descend(factor):
+        with autocast(torch.device("cpu"), "fp16"):
+            output = network(torch.ones(1, 1))
+        assert output.dtype == torch.float16
+        learner.descend((factor * output.float()).sum())
+
+    descend(2.0**20)
+    assert network.weight.item() == 0 and learner.scaler.get_scale() == 2.0**-8  # 1 - 2^-20 * 2^20
+    for skipped in (9, 10, 11):  # and the scale halved until it fits
+        descend(2.0**26)
+        assert network.weight.item() == 0 and learner.scaler.get_scale() == 2.0**-skipped
+    descend(2.0**26)
+    assert network.weight.item() == -64 and network.weight.dtype == torch.float32
+    for _ in range(99):
+        descend(0.0)
+    assert learner.scaler.get_scale() == 2.0**-10  # a hundred steps that fitted
+    with pytest.raises(NotFinite, match="the loss is -inf"):
+        descend(math.inf)
+    assert network.weight.item() == -64
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_learners_state_goes_on_where_it_was(name, precision):
+    """Six steps, or three and, by a new learner with the state, three."""
+    whole, part, resumed = (new_learner(name, precision) for _ in range(3))
+    take_steps(whole, 6)
+    take_steps(part, 3)
+    resumed.load_state_dict(copy.deepcopy(part.state_dict()))
+    take_steps(resumed, 3, first=3)
+    assert same(resumed.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize("precision, error", [("fp32", 0), ("bf16", 2e-2), ("fp16", 3e-3)])
+@pytest.mark.parametrize("config", [
+    {"arch": "vdsr", "n_resblocks": 4, "n_feats": 8}, {"arch": "edsr", "n_resblocks": 2, "n_feats": 8, "scale": 2}])
+def test_networks_compute_nearly_the_same_in_half_precision(config, precision, error):
+    torch.manual_seed(0)
+    network = build_model(config)
+    x = torch.rand(2, network.channels, 12, 12)
+    with autocast(x.device, precision):
+        output = network(x)
+    expected = network(x)
+    difference = (output - expected).norm() / (expected - expected.mean()).norm()
+    assert error / 1000 <= difference <= error and output.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_steps_in_half_precision_follow_those_in_single(name, precision):
+    """The same 30 steps on the same inputs: the student ends where it does in float32, within two percent."""
+    losses = []
+    for kind in ("fp32", precision):
+        learner = new_learner(name, kind, lr=3e-3)
+        take_steps(learner, 30)
+        x = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(99))
+        losses.append(MSE(learner.network(x), 1 - x).item())
+        assert all(weight.dtype == torch.float32 for weight in learner.weights)
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("device, has_bf16, best", [
+    ("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cpu", None, "fp32"), ("cuda", False, "fp16"),
+    ("mps", True, "fp32")])
+def test_best_precision(device, has_bf16, best, monkeypatch):
+    if has_bf16 is None:  # a PyTorch that cannot be asked
+        monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16, raising=False)
+    assert best_precision(torch.device(device)) == best
