@@ -1,11 +1,11 @@
 """A network on a large image, piece by piece, and on the eight flips and turns of an image."""
 
-import copy
 import math
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from tqdm import tqdm
 
 from models import EDSR, VDSR
@@ -44,31 +44,29 @@ def reach(model):
 @torch.enable_grad()
 def measure_reach(model, short=16, long=256):
     """As reach, by the gradient on two strips; None where a strip cut at any place differs from the whole one."""
-    model, ratio, radius = copy.deepcopy(model).eval(), _ratio(model), 0
-    random = torch.Generator().manual_seed(0)
-    for weight in model.parameters():
-        if not weight.any():  # a gate that begins closed will open
-            weight.data = (torch.randn(weight.shape, generator=random) / 100).to(weight)
+    ratio, radius, random = _ratio(model), 0, torch.Generator().manual_seed(0)
+    state = {name: value.detach().clone() for name, value in (*model.named_parameters(), *model.named_buffers())}
+    for name, _ in model.named_parameters():
+        if not state[name].any():  # a gate that begins closed will open
+            state[name] += (torch.randn(state[name].shape, generator=random) / 100).to(state[name])
     strip = torch.rand(1, model.channels, short, long, generator=random).to(next(model.parameters(), torch.empty(0)))
     first, last = long // 2 - 4, long // 2 + 4
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for x, axis in ((strip, 3), (strip.mT.contiguous(), 2)):
-            x.requires_grad_()
-            whole = model(x)
+            whole = functional_call(model, state, x.requires_grad_())
             middle = whole.narrow(axis, first * ratio, (last - first) * ratio)
             (middle * torch.randn(middle.shape, generator=random).to(middle)).sum().backward()
             seen = x.grad.movedim(axis, 0).flatten(1).any(1).nonzero()
             if seen.min() < 16 or seen.max() >= long - 16:  # what is farther may be beyond the strip
                 return None
-            here = max(first - seen.min().item(), seen.max().item() + 1 - last, 0)
-            with torch.no_grad():
-                for top in range(first - 8, first):  # at every place modulo 8, of odd and even lengths
-                    tile = model(x.narrow(axis, top - here, last - top + 2 * here))
-                    tile = tile.narrow(axis, here * ratio, (last - top) * ratio)
-                    expected = whole.narrow(axis, top * ratio, (last - top) * ratio)
-                    if not (tile - expected).abs().max() <= 1e-5 * whole.abs().max().clamp(min=1):
-                        return None
-            radius = max(radius, here)
+            halo = max(first - seen.min().item(), seen.max().item() + 1 - last, 0)
+            radius = max(radius, halo)
+            for top in range(first - 8, first):  # at every place modulo 8, of odd and even lengths
+                tile = functional_call(model, state, x.detach().narrow(axis, top - halo, last - top + 2 * halo))
+                difference = (tile.narrow(axis, halo * ratio, (last - top) * ratio)
+                              - whole.narrow(axis, top * ratio, (last - top) * ratio))
+                if not difference.abs().max() <= 1e-5 * whole.abs().max().clamp(min=1):
+                    return None
     return radius
 
 

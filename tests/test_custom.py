@@ -104,7 +104,6 @@ def test_flags_and_files_that_do_not_go_with_it(run, images, tiny_teacher, tmp_p
     flags = student_flags(images, "espcn.pth")
     assert_refused(run(distillation, *flags, "--model=nowhere.py"), "nowhere.py", "no such file")
     assert_refused(run(distillation, *flags, "--model=espcn.py", "--inc_num=2", "--inc_step=1"), "--inc_num 2")
-    assert_refused(run(distillation, *flags, "--model=espcn.py", "--precision=fp16"), "--precision fp16")
     assert_refused(run(distillation, *flags, "--model=espcn.py", "--scale=2"), "--scale 2", "espcn.pth")
     assert_refused(run(distillation, *flags, "--model=espcn.py", "--pretrained", tiny_teacher), "layers.0.weight")
 
