@@ -15,13 +15,6 @@ _LARGEST = 2**24
 _measured = WeakKeyDictionary()
 
 
-def _pieces(length, most):
-    """[start, stop) of pieces of nearly equal length, at most `most`, that cover `length`."""
-    count = math.ceil(length / most)
-    edges = [length * i // count for i in range(count + 1)]
-    return list(zip(edges, edges[1:]))
-
-
 def reach(model):
     """How many input pixels away an output pixel's receptive field can end, or None where tiles show.
 
@@ -44,7 +37,8 @@ def reach(model):
 @torch.enable_grad()
 def measure_reach(model, short=16, long=256):
     """As reach, by the gradient on two strips; None where a strip cut at any place differs from the whole one."""
-    ratio, radius, random = _ratio(model), 0, torch.Generator().manual_seed(0)
+    ratio, radius = 1 if model.upscaled_input else model.scales[0], 0
+    random = torch.Generator().manual_seed(0)
     state = {name: value.detach().clone() for name, value in (*model.named_parameters(), *model.named_buffers())}
     for name, _ in model.named_parameters():
         if not state[name].any():  # a gate that begins closed will open
@@ -75,10 +69,6 @@ def widest(model):
     return getattr(model, "n_feats", max(getattr(module, "out_channels", 1) for module in model.modules()))
 
 
-def _ratio(model):
-    return 1 if model.upscaled_input else model.scales[0]
-
-
 @torch.inference_mode()
 def run_tiled(model, x, largest=_LARGEST):
     """model(x) for a batch x (B, C, H, W) that may be too large to hold all its features at once.
@@ -86,20 +76,20 @@ def run_tiled(model, x, largest=_LARGEST):
     Each tile comes with the pixels around it on which its output depends, so that no seam shows: the result
     is that of the whole image but for rounding. largest: values in a feature map.
     """
-    ratio, (rows, columns) = _ratio(model), x.shape[-2:]
+    ratio, (rows, columns) = 1 if model.upscaled_input else model.scales[0], x.shape[-2:]
     most = math.isqrt(largest // (len(x) * widest(model) * ratio**2))
     radius = None if max(rows, columns) <= most else reach(model)
     if radius is None or max(rows, columns) <= 16 + 2 * radius:
         return model(x)
     side = max(most - 2 * radius, 16)
     output = x.new_empty(*x.shape[:2], rows * ratio, columns * ratio)
-    for top, bottom in _pieces(rows, side):
-        for left, right in _pieces(columns, side):
+    for top in range(0, rows, side):
+        for left in range(0, columns, side):
             above, before = max(top - radius, 0), max(left - radius, 0)
-            tile = model(x[..., above:bottom + radius, before:right + radius])
-            inside = tile[..., (top - above) * ratio:(bottom - above) * ratio,
-                          (left - before) * ratio:(right - before) * ratio]
-            output[..., top * ratio:bottom * ratio, left * ratio:right * ratio] = inside
+            tile = model(x[..., above:top + side + radius, before:left + side + radius])
+            part = output[..., top * ratio:(top + side) * ratio, left * ratio:(left + side) * ratio]
+            tile = tile[..., (top - above) * ratio:, (left - before) * ratio:]
+            part.copy_(tile[..., :part.shape[-2], :part.shape[-1]])
     return output
 
 
