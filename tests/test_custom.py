@@ -1,6 +1,6 @@
 """--model: a network that this project does not have, from a file of one's own: the README's ESPCN and odder ones."""
 
-import os
+import importlib
 import re
 from pathlib import Path
 
@@ -16,42 +16,39 @@ from utils import InputError, save_model
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 ESPCN = re.search(r"```python\n(# espcn.py.*?)```", README, re.S)[1]
 FLAGS = ("--model=espcn.py", "--pretrained=espcn.pth")
-ODD = """
-from __future__ import annotations
-import sys
+ODD = """from __future__ import annotations
 from dataclasses import dataclass
 import torch
 from torch import nn
-from utils import BESIDE          # a module beside it, under a name of this project's
+from utils import SCALE  # beside it, under a name of this project's, as models is
 import models.blocks
 
 @dataclass
 class Width:
     n: int = 8
 
-REGISTRY = {}
-def register(make):
-    assert make.__name__ not in REGISTRY, "registered twice"
-    REGISTRY[make.__name__] = make
+def register(make, known=[]):
+    assert make.__name__ not in known
+    known.append(make.__name__)
     return make
 
 @register
 class Net(nn.Module):
-    scale, channels = 2, BESIDE
+    scale, channels = SCALE, 3
 
     def __init__(self, width: Width):
         super().__init__()
-        self.module = nn.Sequential(nn.Conv2d(3, width.n, 3, padding=1), nn.BatchNorm2d(width.n), nn.ReLU(),
-                                    nn.Conv2d(width.n, 12, models.blocks.KERNEL, padding=1), nn.PixelShuffle(2))
+        self.module = nn.Sequential(models.blocks.conv(3, width.n), nn.BatchNorm2d(width.n),
+                                    models.blocks.conv(width.n, 12), nn.PixelShuffle(2))
         self.register_buffer("index", torch.arange(4))
         self.register_buffer("mask", torch.tensor([0, -torch.inf]))
-        self.unused = nn.Parameter(torch.ones(2), requires_grad=False)
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
 
     def forward(self, x):
         return self.module(x)
 
 def teacher():
-    return REGISTRY["Net"](Width())
+    return Net(Width())
 
 def student():
     import later
@@ -60,23 +57,23 @@ def student():
 
 
 def write(folder, old="", new=""):
-    """The README's espcn.py, with `new` in the place of `old`, and a teacher's weights, as DataParallel has them."""
+    """The README's espcn.py with `new` in the place of `old`."""
     assert old in ESPCN
     (folder / "espcn.py").write_text(ESPCN.replace(old, new) if old else ESPCN)
-    torch.manual_seed(0)
     return folder / "espcn.py"
 
 
-def save_teacher(folder):
-    weights = custom_network(folder / "espcn.py", "teacher").state_dict()
+def write_with_teacher(folder, old="", new=""):
+    """And a teacher's weights, as DataParallel has them."""
+    torch.manual_seed(0)
+    weights = custom_network(write(folder, old, new), "teacher").state_dict()
     torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}, folder / "espcn.pth")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_espcn_is_distilled_resumed_and_scored(run, images, tmp_path, channels):
     """The loss falls, a resumed run ends bit for bit as the whole one, and its file is scored again."""
-    write(tmp_path, "channels = 3", f"channels = {channels}")
-    save_teacher(tmp_path)
+    write_with_teacher(tmp_path, "channels = 3", f"channels = {channels}")
     flags = (*student_flags(images, "espcn.pth"), *FLAGS, "--optimizer=adam", "--iter=10", "--lr=3e-3")
     first = run(distillation, *flags, "--save_dir=a")
     assert first.returncode == 0, first.stderr
@@ -99,8 +96,7 @@ def test_espcn_is_distilled_resumed_and_scored(run, images, tmp_path, channels):
 
 
 def test_flags_and_files_that_do_not_go_with_it(run, images, tiny_teacher, tmp_path):
-    write(tmp_path)
-    save_teacher(tmp_path)
+    write_with_teacher(tmp_path)
     flags = student_flags(images, "espcn.pth")
     assert_refused(run(distillation, *flags, "--model=nowhere.py"), "nowhere.py", "no such file")
     assert_refused(run(distillation, *flags, "--model=espcn.py", "--inc_num=2", "--inc_step=1"), "--inc_num 2")
@@ -127,27 +123,26 @@ def test_a_file_that_cannot_serve_is_refused(tmp_path, old, new, words):
             custom_network(write(tmp_path, old, new), "student")
 
 
-def test_an_odd_file_runs_once_and_its_student_loads(tmp_path, monkeypatch):
-    """Dataclass, registry, modules beside it, batch statistics, integers, infinities, what is frozen."""
+def test_an_odd_file_runs_once_and_what_it_trained_loads(tmp_path, monkeypatch):
+    """Dataclass, registry, modules beside it; batch statistics, integers, infinities, what is frozen."""
     (tmp_path / "models").mkdir()
-    for name, text in (("odd.py", ODD), ("utils.py", "BESIDE = 3"), ("later.py", "HALF = 4"),
-                       ("models/__init__.py", ""), ("models/blocks.py", "KERNEL = 3")):
+    for name, text in (("odd.py", ODD), ("utils.py", "SCALE = 2"), ("later.py", "HALF = 4"), ("models/__init__.py", ""),
+                       ("models/blocks.py", "from torch import nn\ndef conv(a, b): return nn.Conv2d(a, b, 1)")):
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path.parent)
-    state = torch.get_rng_state()
-    teacher, student = (custom_network(path, role) for path, role in (
-        (tmp_path / "odd.py", "teacher"), (os.path.join(tmp_path.name, "odd.py"), "student")))
-    assert type(teacher) is type(student) and teacher.module[0].out_channels == 2 * student.module[0].out_channels
-    assert __import__("models") is models and not torch.equal(torch.get_rng_state(), state)
-    assert student.module[1].running_mean.count_nonzero() == 0 and student.module[1].num_batches_tracked == 0
+    path = Path(tmp_path.name, "odd.py")
+    teacher, student = custom_network(tmp_path / "odd.py", "teacher"), custom_network(path, "student")
+    assert type(teacher) is type(student) and importlib.import_module("models") is models
+    assert (teacher.module[0].out_channels, student.module[0].out_channels) == (8, 4)
+    assert student.module[1].num_batches_tracked == student.module[1].running_mean.count_nonzero() == 0
 
     student.train()(torch.rand(2, 3, 8, 8))
-    save_model(student.eval(), tmp_path / "student.pth")
-    loaded = custom_network(tmp_path / "odd.py", "student", tmp_path / "student.pth")
+    save_model(student, tmp_path / "student.pth")
+    loaded = custom_network(path, "student", tmp_path / "student.pth")
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in student.state_dict().items())
     assert loaded.module[1].num_batches_tracked == 1 and not loaded.training
-    assert not loaded.unused.requires_grad and loaded.module[0].weight.requires_grad
-    student.unused.data[0] = torch.nan
+    assert not loaded.frozen.requires_grad and loaded.module[0].weight.requires_grad
+    student.frozen.data[0] = torch.nan
     save_model(student, tmp_path / "student.pth")
-    with pytest.raises(InputError, match="student.pth: the tensor 'unused' is not finite"):
-        custom_network(tmp_path / "odd.py", "student", tmp_path / "student.pth")
+    with pytest.raises(InputError, match="student.pth: the tensor 'frozen' is not finite"):
+        custom_network(path, "student", tmp_path / "student.pth")
