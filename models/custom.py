@@ -11,7 +11,12 @@ Both return a torch.nn.Module that takes LR images (B, C, h, w) in [0, 1] to SR 
 and says its `scale` and its `channels` C (3: RGB, 1: luma). Nothing else is asked of it.
 """
 
-import importlib.util
+import hashlib
+import sys
+import traceback
+from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
 import torch
@@ -20,51 +25,84 @@ from torch import nn
 from models.load import check_fit, find_weights
 from utils import InputError, read_checkpoint
 
+_PROJECT = Path(__file__).resolve().parent.parent
+
 
 def custom_network(path, role, weights=None):
-    """The network that the function `role` ("teacher" or "student") of the file `path` makes.
+    """The network that the function `role` ("teacher" or "student") of the file `path` makes, in evaluation mode.
 
     weights: a checkpoint to load into it, with the names it has. It gets what this project asks of a network
-    besides: `scales`, `upscaled_input` and `config`. Raises InputError.
+    besides: `scales`, `upscaled_input` and `config`. Raises InputError, with the line of the file that is at fault.
     """
-    try:
-        network = getattr(_run(path), role)()
-    except Exception as error:  # whatever the user's code stumbles over
-        raise InputError(f"--model {path}: {role}() ended with {type(error).__name__}: {error}") from None
-    for name, usable in (("scale", lambda v: v in (2, 3, 4)), ("channels", lambda v: v in (1, 3))):
-        if not (isinstance(network, nn.Module) and usable(getattr(network, name, None))):
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"--model {path}: no such file")
+    with _located(path, f"{role}()"):
+        network = getattr(_run(path.resolve()), role)()
+    for name, usable in (("scale", (2, 3, 4)), ("channels", (1, 3))):
+        if not (isinstance(network, nn.Module) and getattr(network, name, None) in usable):
             raise InputError(f"--model {path}: {role}() must return a module with `scale` (2, 3 or 4) and `channels` "
                              "(3: RGB, 1: luma)")
-    network.scales, network.upscaled_input = (network.scale,), False
-    network.config = {"arch": "own", "file": Path(path).name, "role": role}
-    _try_out(network, path, role)
+    config = {"arch": "own", "file": path.name, "role": role}
+    for name, value in (("scales", (network.scale,)), ("upscaled_input", False), ("config", config)):
+        if getattr(network, name, value) != value:
+            raise InputError(f"--model {path}: the {role} has a `{name}` of its own, a name that is taken; rename it")
+        setattr(network, name, value)
+    _try_out(network.eval(), path, role)
     if weights:
-        found = find_weights(read_checkpoint(weights), weights)
-        found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
-        check_fit(network.state_dict(), found, weights)
+        expected, found = network.state_dict(), find_weights(read_checkpoint(weights), weights)
+        found = {name if name in expected else name.removeprefix("module."): found[name] for name in found}
+        check_fit(expected, found, weights)
         network.load_state_dict(found)
-    return network.eval()
+        for name, weight in network.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise InputError(f"{weights}: the tensor '{name}' is not finite")
+    return network
 
 
 def _run(path):
-    """The file as a module."""
-    if not Path(path).is_file():
-        raise FileNotFoundError("no such file")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """The file as a module that runs once. What lies beside it can be imported, even under a name of this project's."""
+    name = f"{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    loader = SourceFileLoader(name, str(path))
+    beside = {file.stem for file in path.parent.iterdir() if file.suffix == ".py" or (file / "__init__.py").exists()}
+    hidden = {key: sys.modules.pop(key) for key, module in list(sys.modules.items())
+              if key.partition(".")[0] in beside and path.parent != _PROJECT
+              and _PROJECT in Path(getattr(module, "__file__", None) or "").parents}
+    module = sys.modules[name] = module_from_spec(spec_from_loader(name, loader))
+    sys.path.insert(0, str(path.parent))
+    try:
+        loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.append(sys.path.pop(sys.path.index(str(path.parent))))  # for what its functions import later
+        sys.modules.update(hidden)
     return module
+
+
+@contextmanager
+def _located(path, what):
+    """Turn what the user's code stumbles over into InputError, with the last line of that code on the way."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        frames += [(error.filename, error.lineno)] if isinstance(error, SyntaxError) and error.filename else []
+        own = [f" ({Path(file).name}, line {line})" for file, line in frames if file != __file__
+               and path.resolve().parent in Path(file).parents and "site-packages" not in file]
+        reason = " ".join(str(getattr(error, "msg", error)).split()) + (own[-1] if own else "")
+        raise InputError(f"--model {path}: {what} ended with {type(error).__name__}: {reason}") from None
 
 
 @torch.no_grad()
 def _try_out(network, path, role):
-    x = torch.rand(1, network.channels, 12, 16)
+    x = torch.rand(1, network.channels, 12, 16, generator=torch.Generator().manual_seed(0))
     expected = (1, network.channels, 12 * network.scale, 16 * network.scale)
-    try:
-        output = network.eval()(x)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"--model {path}: the {role} cannot take {tuple(x.shape)} ({reason})") from None
+    with _located(path, f"the {role}, given {tuple(x.shape)},"):
+        output = network(x)
     if not isinstance(output, torch.Tensor) or output.shape != expected:
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise InputError(f"--model {path}: the {role} makes {shape} of {tuple(x.shape)}, expected {expected}")

@@ -1,6 +1,6 @@
-"""--model: distilling a network that this project does not have, the ESPCN of the README."""
+"""--model: a network that this project does not have, from a file of one's own: the README's ESPCN and odder ones."""
 
-import importlib.util
+import importlib
 import re
 from pathlib import Path
 
@@ -8,30 +8,72 @@ import pytest
 import torch
 
 import distillation
+import models
+from models.custom import custom_network
 from tests.helpers import assert_refused, read, student_flags
+from utils import InputError, save_model
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 ESPCN = re.search(r"```python\n(# espcn.py.*?)```", README, re.S)[1]
 FLAGS = ("--model=espcn.py", "--pretrained=espcn.pth")
+ODD = """from __future__ import annotations
+from dataclasses import dataclass
+import torch
+from torch import nn
+from utils import SCALE  # beside it, under a name of this project's, as models is
+import models.blocks
+
+@dataclass
+class Width:
+    n: int = 8
+
+def register(make, known=[]):
+    assert make.__name__ not in known
+    known.append(make.__name__)
+    return make
+
+@register
+class Net(nn.Module):
+    scale, channels = SCALE, 3
+
+    def __init__(self, width: Width):
+        super().__init__()
+        self.module = nn.Sequential(models.blocks.conv(3, width.n), nn.BatchNorm2d(width.n),
+                                    models.blocks.conv(width.n, 12), nn.PixelShuffle(2))
+        self.register_buffer("index", torch.arange(4))
+        self.register_buffer("mask", torch.tensor([0, -torch.inf]))
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+
+    def forward(self, x):
+        return self.module(x)
+
+def teacher():
+    return Net(Width())
+
+def student():
+    import later
+    return Net(Width(later.HALF))
+"""
 
 
 def write(folder, old="", new=""):
-    """The README's espcn.py, with `new` in the place of `old`, and a teacher's weights, as DataParallel has them."""
+    """The README's espcn.py with `new` in the place of `old`."""
     assert old in ESPCN
-    path = folder / "espcn.py"
-    path.write_text(ESPCN.replace(old, new) if old else ESPCN)
-    spec = importlib.util.spec_from_file_location("espcn", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    (folder / "espcn.py").write_text(ESPCN.replace(old, new) if old else ESPCN)
+    return folder / "espcn.py"
+
+
+def write_with_teacher(folder, old="", new=""):
+    """And a teacher's weights, as DataParallel has them."""
     torch.manual_seed(0)
-    weights = module.teacher().state_dict()
+    weights = custom_network(write(folder, old, new), "teacher").state_dict()
     torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}, folder / "espcn.pth")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_espcn_is_distilled_resumed_and_scored(run, images, tmp_path, channels):
     """The loss falls, a resumed run ends bit for bit as the whole one, and its file is scored again."""
-    write(tmp_path, "channels = 3", f"channels = {channels}")
+    write_with_teacher(tmp_path, "channels = 3", f"channels = {channels}")
     flags = (*student_flags(images, "espcn.pth"), *FLAGS, "--optimizer=adam", "--iter=10", "--lr=3e-3")
     first = run(distillation, *flags, "--save_dir=a")
     assert first.returncode == 0, first.stderr
@@ -53,23 +95,54 @@ def test_espcn_is_distilled_resumed_and_scored(run, images, tmp_path, channels):
     assert_refused(run(distillation, "--pretrained=student.pth", "--data_dir", images), "student.pth", "--model")
 
 
-@pytest.mark.parametrize("old, new, words", [
-    ("scale = 3", "scale = 5", ("espcn.py", "`scale`")),
-    ("channels = 3", "channels = 4", ("espcn.py", "`channels`")),
-    ("return ESPCN(32)", "return 1 / 0", ("student() ended with ZeroDivisionError",)),
-    ("def student", "def pupil", ("student() ended with AttributeError",)),
-    ("PixelShuffle(3)", "PixelShuffle(1)", ("the teacher makes (1, 27, 12, 16) of (1, 3, 12, 16)", "(1, 3, 36, 48)")),
-])
-def test_a_file_that_cannot_serve_is_refused(run, images, tmp_path, old, new, words):
-    write(tmp_path, old, new)
-    assert_refused(run(distillation, *student_flags(images, "espcn.pth"), *FLAGS), *words)
-
-
 def test_flags_and_files_that_do_not_go_with_it(run, images, tiny_teacher, tmp_path):
-    write(tmp_path)
+    write_with_teacher(tmp_path)
     flags = student_flags(images, "espcn.pth")
     assert_refused(run(distillation, *flags, "--model=nowhere.py"), "nowhere.py", "no such file")
     assert_refused(run(distillation, *flags, "--model=espcn.py", "--inc_num=2", "--inc_step=1"), "--inc_num 2")
-    assert_refused(run(distillation, *flags, "--model=espcn.py", "--precision=fp16"), "--precision fp16")
     assert_refused(run(distillation, *flags, "--model=espcn.py", "--scale=2"), "--scale 2", "espcn.pth")
     assert_refused(run(distillation, *flags, "--model=espcn.py", "--pretrained", tiny_teacher), "layers.0.weight")
+
+
+@pytest.mark.parametrize("old, new, words", [
+    ("scale = 3", "scale = 5", "must return a module with `scale`"),
+    ("channels = 3", "channels = 4", "must return a module with `scale` .* and `channels`"),
+    ("scale = 3", "scale, config = 3, None", "has a `config` of its own"),
+    ("return ESPCN(32)", "return 1 / 0", "ended with ZeroDivisionError: division by zero (espcn.py, line 26)"),
+    ("return ESPCN(32)", "return ESPCN('32')", "ended with TypeError: .* (espcn.py, line 12)"),
+    ("return ESPCN(32)", "raise SystemExit('a\\nb')", "ended with SystemExit: a b (espcn.py, line 26)"),
+    ("def student", "def student of", "ended with SyntaxError: .* (espcn.py, line 25)"),
+    ("self.layers(x)", "self.layers(x, 1)", "given (1, 3, 12, 16), ended with TypeError: .* (espcn.py, line 18)"),
+    ("def student", "def pupil", "student() ended with AttributeError"),
+    ("PixelShuffle(3)", "PixelShuffle(1)", "makes (1, 27, 12, 16) of (1, 3, 12, 16), expected (1, 3, 36, 48)"),
+])
+def test_a_file_that_cannot_serve_is_refused(tmp_path, old, new, words):
+    pattern = "^--model .*espcn.py: [^\n]*" + re.escape(words).replace(r"\.\*", ".*") + "[^\n]*$"
+    for _ in range(2):  # it is not kept either
+        with pytest.raises(InputError, match=pattern):
+            custom_network(write(tmp_path, old, new), "student")
+
+
+def test_an_odd_file_runs_once_and_what_it_trained_loads(tmp_path, monkeypatch):
+    """Dataclass, registry, modules beside it; batch statistics, integers, infinities, what is frozen."""
+    (tmp_path / "models").mkdir()
+    for name, text in (("odd.py", ODD), ("utils.py", "SCALE = 2"), ("later.py", "HALF = 4"), ("models/__init__.py", ""),
+                       ("models/blocks.py", "from torch import nn\ndef conv(a, b): return nn.Conv2d(a, b, 1)")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path.parent)
+    path = Path(tmp_path.name, "odd.py")
+    teacher, student = custom_network(tmp_path / "odd.py", "teacher"), custom_network(path, "student")
+    assert type(teacher) is type(student) and importlib.import_module("models") is models
+    assert (teacher.module[0].out_channels, student.module[0].out_channels) == (8, 4)
+    assert student.module[1].num_batches_tracked == student.module[1].running_mean.count_nonzero() == 0
+
+    student.train()(torch.rand(2, 3, 8, 8))
+    save_model(student, tmp_path / "student.pth")
+    loaded = custom_network(path, "student", tmp_path / "student.pth")
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in student.state_dict().items())
+    assert loaded.module[1].num_batches_tracked == 1 and not loaded.training
+    assert not loaded.frozen.requires_grad and loaded.module[0].weight.requires_grad
+    student.frozen.data[0] = torch.nan
+    save_model(student, tmp_path / "student.pth")
+    with pytest.raises(InputError, match="student.pth: the tensor 'frozen' is not finite"):
+        custom_network(path, "student", tmp_path / "student.pth")
