@@ -284,7 +284,7 @@ class _InertPickle:
             raise pickle.UnpicklingError("it uses extension codes")
 
         def __setattr__(self, name, value):
-            # torch.load's own persistent_load compares a "module" with its source, and can write the difference to a file
+            # torch.load's persistent_load compares a "module" with its source, and can write what differs to a file
             if name == "persistent_load":
                 super().__setattr__(name, lambda saved: saved[1] if saved[0] == "module" else value(saved))
             else:

@@ -238,7 +238,7 @@ def _take_range(weights, config, channels, path):
         if not usable:
             raise InputError(f"{path}: sub_mean and add_mean do more than subtract one mean and add it again")
         high = offset[0].item() / DIV2K_MEAN[0]
-        if high > 0 and torch.allclose(offset, high * torch.tensor(DIV2K_MEAN[:channels]).double(), rtol=1e-3):
+        if channels == 3 and high > 0 and torch.allclose(offset, high * torch.tensor(DIV2K_MEAN).double(), rtol=1e-3):
             mean, guesses = None, []
         else:  # a mean is below 1, so that larger numbers are of values in 0..255
             high = 1 if 0 < offset.abs().max() <= 1 else 255
