@@ -188,7 +188,8 @@ def test_basicsr(tmp_path, scale, up):
     weights = {}
     for name, tensor in model.state_dict().items():
         for ours, theirs in ((r"^head\.0", "conv_first"), (r"^body\.2", "conv_after_body"),
-                             (r"body\.0\.(?=\w+$)", "conv1."), (r"body\.2\.(?=\w+$)", "conv2."), (r"^tail\.0", up), (r"^tail\.1", "conv_last")):
+                             (r"body\.0\.(?=\w+$)", "conv1."), (r"body\.2\.(?=\w+$)", "conv2."),
+                             (r"^tail\.0", up), (r"^tail\.1", "conv_last")):
             name = re.sub(ours, theirs, name)
         weights[name] = tensor
     assert {"conv_after_body.bias", "body.1.conv2.weight", f"{up}.0.bias"} < weights.keys()
@@ -243,7 +244,7 @@ def around(kind, whole):
         torch.jit.save(torch.jit.script(torch.nn.ReLU()), file)
     return file.getvalue() or {
         "gzip": gzip.compress(whole.read_bytes()), "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(90), "empty": b"",
-        "web page": b"\n<!DOCTYPE html><html>", "Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "web page": b"\n<!DOCTYPE html><html>", "Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
         "cannot be read as a checkpoint": whole.read_bytes()[:-300]}[kind]
 
 
