@@ -34,29 +34,32 @@ def _upsampler(scale, n_feats):
 class EDSR(nn.Module):
     """head, body of n_resblocks residual blocks and a convolution with a long skip, tail.
 
-    forward: (B, 3, h, w) RGB in [0, 1], float32 -> (B, 3, scale * h, scale * w), float32, not clipped. Inside, values are 0..255 less the mean of DIV2K, so
-    that EDSR-PyTorch's weights serve as they are. The parts carry that project's names. Baseline: EDSR(16, 64);
-    full: EDSR(32, 256, res_scale=0.1).
+    forward: (B, channels, h, w) in [0, 1], float32 -> (B, channels, scale * h, scale * w), float32, not clipped.
+    Inside, values are 0..255 less 255 * mean (one number a channel; by default that of DIV2K for RGB and none for
+    luma), so that EDSR-PyTorch's weights serve as they are. The parts carry that project's names. Baseline:
+    EDSR(16, 64); full: EDSR(32, 256, res_scale=0.1).
     """
 
     upscaled_input = False
-    channels = 3
 
-    def __init__(self, n_resblocks=16, n_feats=64, scale=2, res_scale=1.0):
+    def __init__(self, n_resblocks=16, n_feats=64, scale=2, res_scale=1.0, channels=3, mean=None):
         super().__init__()
-        self.n_feats, self.res_scale, self.scales = n_feats, res_scale, (scale,)
-        self.head = nn.Sequential(_conv(3, n_feats))
+        self.n_feats, self.res_scale, self.scales, self.channels = n_feats, res_scale, (scale,), channels
+        self.head = nn.Sequential(_conv(channels, n_feats))
         blocks = (ResBlock(n_feats, res_scale) for _ in range(n_resblocks))
         self.body = nn.Sequential(*blocks, _conv(n_feats, n_feats))
-        self.tail = nn.Sequential(_upsampler(scale, n_feats), _conv(n_feats, 3))
-        mean = 255 * torch.tensor(DIV2K_MEAN).reshape(1, 3, 1, 1)
-        self.register_buffer("mean", mean, persistent=False)
+        self.tail = nn.Sequential(_upsampler(scale, n_feats), _conv(n_feats, channels))
+        self.unusual = {} if channels == 3 else {"channels": channels}
+        if mean is not None:
+            self.unusual["mean"] = list(mean)
+        mean = mean or (DIV2K_MEAN if channels == 3 else (0.0,) * channels)
+        self.register_buffer("mean", 255 * torch.tensor(mean).reshape(1, channels, 1, 1), persistent=False)
 
     @property
     def config(self):
         """What build_model needs to make this network again."""
         return {"arch": "edsr", "n_resblocks": len(self.body) - 1, "n_feats": self.n_feats,
-                "scale": self.scales[0], "res_scale": self.res_scale}
+                "scale": self.scales[0], "res_scale": self.res_scale, **self.unusual}
 
     def forward(self, x):
         features = self.head(255 * x - self.mean)

@@ -5,9 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from models import EDSR, VDSR, Generator, build_model, half_width
-from models.load import load_model
 from models.tiles import reach, run_tiled, self_ensemble
-from utils import InputError, save_model
 
 
 def count(model):
@@ -96,108 +94,6 @@ def test_generator(ge_type, norm):
     assert generator.head.weight.shape == (128 * 9, 10)
     norms = [module for module in generator.modules() if isinstance(module, norm)]
     assert [(m.num_features, m.eps, m.affine) for m in norms] == [(128, 1e-5, True), (128, 0.8, True), (64, 0.8, True)]
-
-
-@pytest.mark.parametrize("arch", ["vdsr", "edsr"])
-def test_checkpoint_round_trip(tmp_path, arch):
-    model = tiny(arch)
-    save_model(model, tmp_path / "m.pth")
-    loaded = load_model(tmp_path / "m.pth")
-    assert loaded.config == model.config and not loaded.training
-    x = torch.rand(1, model.channels, 6, 6)
-    assert torch.equal(loaded(x), model(x))
-
-
-def foreign(style):
-    """(our model, the same weights as another project would store them)."""
-    if style == "edsr_pytorch":
-        model = tiny("edsr")
-        weights = dict(model.state_dict())
-        for name in ("sub_mean", "add_mean"):
-            weights[name + ".weight"], weights[name + ".bias"] = torch.eye(3).reshape(3, 3, 1, 1), torch.zeros(3)
-        return model, weights
-    model = tiny("vdsr")
-    weights = model.state_dict()
-    if style == "pytorch_vdsr":
-        names = {"head.weight": "input.weight", "tail.weight": "output.weight",
-                 "body.0.weight": "residual_layer.0.conv.weight", "body.1.weight": "residual_layer.1.conv.weight"}
-        return model, {names[name]: value for name, value in weights.items()}
-    if style in ("module", "model"):
-        return model, {f"{style}.{name}": value for name, value in weights.items()}
-    if style == "half":
-        model.half().float()
-        return model, {name: value.half() for name, value in model.state_dict().items()}
-    return model, {"bare": weights, "state_dict": {"state_dict": weights}, "params": {"params": weights}}[style]
-
-
-@pytest.mark.parametrize("style", ["bare", "state_dict", "params", "module", "model", "half", "pytorch_vdsr",
-                                   "edsr_pytorch"])
-def test_checkpoints_of_others(tmp_path, style):
-    model, content = foreign(style)
-    torch.save(content, tmp_path / "m.pth")
-    loaded = load_model(tmp_path / "m.pth")
-    assert loaded.config == model.config
-    x = torch.rand(1, model.channels, 6, 6)
-    torch.testing.assert_close(loaded(x), model(x))
-
-
-@pytest.mark.parametrize("scale", [2, 3, 4])
-def test_scale_is_read_off_the_upsampler(tmp_path, scale):
-    torch.save(EDSR(n_resblocks=1, n_feats=4, scale=scale).state_dict(), tmp_path / "m.pth")
-    assert load_model(tmp_path / "m.pth").scales == (scale,)
-
-
-def broken(kind):
-    weights = dict(tiny("vdsr").state_dict())
-    if kind == "missing":
-        del weights["body.0.weight"]
-    elif kind == "shape":
-        weights["tail.weight"] = torch.zeros(1, 7, 3, 3)
-    elif kind == "unexpected":
-        weights["extra.bias"] = torch.zeros(2)
-    elif kind == "foreign":
-        return {"conv1.weight": torch.zeros(2)}
-    elif kind == "empty":
-        return {"epoch": 3}
-    elif kind == "tensor":
-        return torch.zeros(3)
-    elif kind == "module":
-        return tiny("vdsr")
-    elif kind == "channels":
-        return {"config": {"arch": "vdsr", "n_feats": 0}, "state_dict": weights}
-    elif kind == "config":
-        return {"config": {"arch": "srcnn"}, "state_dict": weights}
-    return weights
-
-
-@pytest.mark.parametrize("kind, words", [
-    ("missing", "'body.0.weight' is missing"),
-    ("shape", "'tail.weight' is (1, 7, 3, 3), expected (1, 6, 3, 3)"),
-    ("unexpected", "'extra.bias' is unexpected"),
-    ("foreign", "begins with the tensor 'conv1.weight'; names known are"),
-    ("empty", "holds no weights"),
-    ("tensor", "holds a Tensor, not a state dict"),
-    ("module", "not a file of plain tensors"),
-    ("config", "'srcnn'"),
-    ("channels", "no network of vdsr, edsr can be made"),
-])
-def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, kind, words):
-    path = tmp_path / "m.pth"
-    torch.save(broken(kind), path)
-    with pytest.raises(InputError) as error:
-        load_model(path)
-    message = str(error.value)
-    assert message.startswith(str(path)) and words in message and "\n" not in message
-
-
-def test_a_missing_or_truncated_checkpoint_is_named(tmp_path):
-    with pytest.raises(InputError, match="m.pth: no such checkpoint file"):
-        load_model(tmp_path / "m.pth")
-    save_model(tiny("vdsr"), tmp_path / "m.pth")
-    whole = (tmp_path / "m.pth").read_bytes()
-    (tmp_path / "m.pth").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="m.pth: cannot be read as a checkpoint"):
-        load_model(tmp_path / "m.pth")
 
 
 @pytest.mark.parametrize("config", [

@@ -1,0 +1,263 @@
+"""Checkpoints as they are out there: how they load, and what is said of those that do not."""
+
+import collections
+import copyreg
+import gzip
+import io
+import pickle
+import re
+import tarfile
+import zipfile
+from argparse import Namespace
+from pathlib import PurePosixPath
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models import build_model
+from models.load import check_fit, find_weights, load_model
+from utils import InputError, read_checkpoint, save_model
+
+VDSR_NAMES = {"head.weight": "input.weight", "tail.weight": "output.weight",
+              "body.0.weight": "residual_layer.0.conv.weight", "body.1.weight": "residual_layer.1.conv.weight"}
+MEAN = torch.tensor([0.4488, 0.4371, 0.4040])
+
+
+def tiny(arch="vdsr", **config):
+    torch.manual_seed(1)
+    return build_model({"arch": arch, "n_resblocks": 2, "n_feats": 6, **config})
+
+
+def load(content, folder):
+    torch.save(content, folder / "m.pth")
+    return load_model(folder / "m.pth")
+
+
+def refusal(path):
+    """The one line that load_model says of `path`, after its name."""
+    with pytest.raises(InputError) as error:
+        load_model(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize("config", [{"arch": "vdsr"}, {"arch": "edsr", "scale": 3, "res_scale": 0.5},
+                                    {"arch": "edsr", "channels": 1}, {"arch": "edsr", "mean": [0.5, 0.25, 0.125]}])
+def test_round_trip(tmp_path, config):
+    model = tiny(**config)
+    save_model(model, tmp_path / "m.pth")
+    loaded = load_model(tmp_path / "m.pth")
+    x = torch.rand(1, model.channels, 6, 6)
+    assert loaded.config == model.config and not loaded.training and torch.equal(loaded(x), model(x))
+
+
+W = dict(tiny().state_dict())
+ZERO = {name: 0 * tensor for name, tensor in W.items()}
+
+
+def prefixed(prefix):
+    return {prefix + name: tensor for name, tensor in W.items()}
+
+
+@pytest.mark.parametrize("content", [
+    W, {"params": W}, {"weights": W, "epoch": 3}, {"state": {"model": W}}, {"checkpoint": {"model": {**W}}},
+    {"params": ZERO, "params_ema": W}, {"model": ZERO, "ema": {"module": W}}, 
+    {"state_dict": W, "discriminator": {"c.bias": W["tail.weight"]}},
+    {"model": W, "net": {**W}},
+    prefixed("module.module."), prefixed("_orig_mod."), prefixed("netG."), {"model": prefixed("model._orig_mod.")},
+    {**prefixed("module."), "n_averaged": torch.tensor(3)},
+    {**W, "total_ops": torch.zeros(1), "body.0.total_params": torch.zeros(1)},
+    {"model": W, "config": {"lr": 0.1}}, {"model": W, "config": "vdsr.yml"}, {"model": W, "config": {"arch": "srcnn"}},
+    {"model": W, "best": np.float64(33.8), "args": Namespace(lr=1), "path": PurePosixPath("x"),
+     "n": {PurePosixPath("k"): 1}, "history": collections.defaultdict(list, {"a": [1]})},
+    collections.defaultdict(dict, {"model": W, "args": Namespace(lr=1)}),
+    {name: tensor.double() for name, tensor in W.items()},
+    {VDSR_NAMES[name]: tensor for name, tensor in W.items()}, {"epoch": 50, "model": tiny()}, tiny(),
+    torch.optim.swa_utils.AveragedModel(tiny()), {"model": Namespace(net=tiny())},
+], ids=range(26))
+def test_one_dict_of_tensors_is_found(tmp_path, content):
+    loaded = load(content, tmp_path)
+    assert loaded.config == {"arch": "vdsr", "n_resblocks": 2, "n_feats": 6}
+    assert all(torch.equal(tensor, W[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_which_weights_are_taken_is_told(tmp_path, capsys):
+    load({"params": ZERO, "params_ema": W}, tmp_path)
+    assert "'params_ema' is taken, not 'params'" in capsys.readouterr().out
+    torch.save({"model": W, "net": ZERO}, tmp_path / "m.pth")
+    assert "under 'model' and 'net'" in refusal(tmp_path / "m.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_whole_modules(tmp_path, zipped):
+    """In both formats of torch.save. A buffer that the state_dict leaves out is left out."""
+    content = {"epoch": 50, "model": torch.nn.DataParallel(tiny("edsr"))}
+    torch.save(content, tmp_path / "m.pth", _use_new_zipfile_serialization=zipped)
+    found = find_weights(read_checkpoint(tmp_path / "m.pth"), tmp_path / "m.pth")
+    expected = tiny("edsr").state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+# ---- hostile pickles ---------------------------------------------------------------------------------
+
+
+def raw(opcodes):
+    """torch.save's legacy format with these opcodes for its content."""
+    header = b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {}))
+    return header + opcodes + pickle.dumps([], 2)
+
+
+@pytest.mark.parametrize("opcodes", [
+    b"cos\nsystem\n(Vtouch {0}\ntR.", b"cposix\nsystem\n(Vtouch {0}\ntR.", b"(Vtouch {0}\nios\nsystem\n.",
+    b"c__builtin__\neval\n(Vopen('{0}', 'w')\ntR.", b"cio\nopen\n(V{0}\nVw\ntR.",
+    b"c__builtin__\ngetattr\n(cos\nVsystem\ntR(Vtouch {0}\ntR.",
+    b"\x80\x04\x8c\x02os\x8c\x0cpath.os.open\x93(V{0}\nK\x42tR.",
+    b"\x80\x04\x8c\x05torch\x8c\x09os.system\x93(Vtouch {0}\ntR.",
+    b"cos\nsystem\n)\x81}}V__setstate__\ncos\nsystem\nsbVtouch {0}\nb.",
+    b"ctorch._utils\n_rebuild_tensor_v2\n(N}}V__name__\nV{0}\nstb.",
+    b"ccollections\nOrderedDict\n(N}}V__init__\ncos\nsystem\nstb.",
+    b"ctorch._utils\n_rebuild_parameter\n}}V__call__\ncos\nsystem\nsb.", b"\x82\xf0(Vtouch {0}\ntR.",
+    b"(Vmodule\nctorch._utils\n_rebuild_tensor\nV{0}\nVanother\ntQ.", b"ctorch.hub\nload\n(V{0}\nVx\ntR.",
+], ids=range(15))
+def test_a_hostile_pickle_does_nothing(tmp_path, opcodes):
+    """Calls under several names, states that would replace methods, extension codes, dotted names."""
+    copyreg.add_extension("os", "system", 240)
+    copyreg._extension_cache[240] = __import__("os").system
+    try:
+        (tmp_path / "m.pth").write_bytes(raw(opcodes.replace(b"{0}", bytes(tmp_path / "made")).replace(b"}}", b"}")))
+        refusal(tmp_path / "m.pth")
+    finally:
+        copyreg.remove_extension("os", "system", 240)
+    assert [*tmp_path.iterdir()] == [tmp_path / "m.pth"]
+    assert load(collections.OrderedDict(model=tiny()), tmp_path).config == tiny().config  # what is allowed is unchanged
+
+
+# ---- EDSRs of others ---------------------------------------------------------------------------------
+
+
+def edsr_of(weights, x, high):
+    """What the weights compute in EDSR-PyTorch's order, from images in 0..1; values inside are in 0..high."""
+    def conv(x, name):
+        return F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"],
+                        padding=weights[f"{name}.weight"].shape[-1] // 2)
+
+    shifted = "sub_mean.weight" in weights
+    x = high * x
+    head = features = conv(conv(x, "sub_mean") if shifted else x, "head.0")
+    for n in range(2):
+        features = features + conv(F.relu(conv(features, f"body.{n}.body.0")), f"body.{n}.body.2")
+    x = conv(F.pixel_shuffle(conv(head + conv(features, "body.2"), "tail.0.0"), 2), "tail.1")
+    return (conv(x, "add_mean") if shifted else x) / high
+
+
+def shift(offset):
+    eye = torch.eye(len(offset))[..., None, None]
+    return {"sub_mean.weight": eye, "sub_mean.bias": -offset, "add_mean.weight": eye, "add_mean.bias": offset}
+
+
+@pytest.mark.parametrize("channels, offset, high, told", [
+    (3, 255 * MEAN, 255, False), (3, MEAN, 1, False), (3, 127.5 * MEAN, 127.5, False),
+    (3, 255 * torch.tensor([0.3, 0.35, 0.4]), 255, True), (3, torch.tensor([0.3, 0.35, 0.4]), 1, True),
+    (3, torch.zeros(3), 255, True), (3, None, 1, True), (1, None, 255, True), (1, torch.tensor([100.0]), 255, True)])
+def test_the_mean_shift_is_the_files_own(tmp_path, capsys, channels, offset, high, told):
+    """Nor is the range of values: 0..255, 0..1 and others. None: super-image has EDSR-PyTorch's names and no shift."""
+    weights = {**tiny("edsr", channels=channels).state_dict(), **(shift(offset) if offset is not None else {})}
+    x = torch.rand(1, channels, 7, 8)
+    loaded = load(weights, tmp_path)
+    torch.testing.assert_close(loaded(x), edsr_of(weights, x, high), rtol=1e-4, atol=1e-4)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "res_scale 1.0" in said and (f"values in 0..{high}" in said) == told
+    save_model(loaded, tmp_path / "ours.pth")
+    assert torch.equal(load_model(tmp_path / "ours.pth")(x), loaded(x))
+
+
+def test_a_mean_shift_that_divides_is_refused(tmp_path):
+    torch.save({**tiny("edsr").state_dict(), **shift(255 * MEAN), "sub_mean.weight": torch.eye(3)[..., None, None] / 2},
+               tmp_path / "m.pth")
+    assert "sub_mean" in refusal(tmp_path / "m.pth")
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("up", ["upsample", "upconv"])
+def test_basicsr(tmp_path, scale, up):
+    """Its mean shift is no part of its files, and is DIV2K's."""
+    model = tiny("edsr", scale=scale)
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        for ours, theirs in ((r"^head\.0", "conv_first"), (r"^body\.2", "conv_after_body"),
+                             (r"body\.0\.(?=\w+$)", "conv1."), (r"body\.2\.(?=\w+$)", "conv2."),
+                             (r"^tail\.0", up), (r"^tail\.1", "conv_last")):
+            name = re.sub(ours, theirs, name)
+        weights[name] = tensor
+    assert {"conv_after_body.bias", "body.1.conv2.weight", f"{up}.0.bias"} < weights.keys()
+    loaded = load({"params": weights}, tmp_path)
+    x = torch.rand(1, 3, 5, 6)
+    assert loaded.config == model.config and torch.equal(loaded(x), model(x))
+
+
+# ---- what does not load ------------------------------------------------------------------------------
+
+
+def test_tensors_of_any_type(tmp_path):
+    """What a network of one's own may have besides finite floating-point parameters."""
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(2), torch.nn.Conv2d(2, 2, 1))
+    network.register_buffer("mask", torch.full((2, 2), float("-inf")))
+    torch.save({"params": network.state_dict()}, tmp_path / "m.pth")
+    expected, found = network.state_dict(keep_vars=True), find_weights(read_checkpoint(tmp_path / "m.pth"), "m.pth")
+    check_fit(expected, found, "m.pth")
+    for name, value, words in (("1.weight", found["1.weight"] / 0, "not finite"),
+                               ("0.num_batches_tracked", torch.tensor(0.5), "expected torch.int64"),
+                               ("1.bias", found["1.bias"].to_sparse(), "torch.sparse_coo")):
+        with pytest.raises(InputError, match=f"m.pth: the tensor '{name}' is .*{words}"):
+            check_fit(expected, {**found, name: value}, "m.pth")
+
+
+@pytest.mark.parametrize("content, words", [
+    ({k: v for k, v in W.items() if k != "body.0.weight"}, "'body.0.weight' is missing"),
+    (W | {"tail.weight": torch.zeros(1, 7, 3, 3)}, "'tail.weight' is (1, 7, 3, 3), expected (1, 6, 3, 3)"),
+    (W | {"extra.bias": torch.zeros(2)}, "'extra.bias' is unexpected"),
+    ({"conv1.weight": torch.zeros(2)}, "begins with the tensor 'conv1.weight'; names known are"),
+    ({"epoch": 3}, "holds no weights"),
+    (torch.zeros(3), "holds a Tensor, not a state dict"),
+    (Namespace(lr=1), "holds a pickled 'argparse.Namespace', not weights"),
+    ({"config": {"arch": "vdsr", "n_feats": 0}, "state_dict": W}, "no network of vdsr, edsr can be made"),
+    ({"config": {"arch": "own"}, "state_dict": W}, "--model"),
+], ids=range(9))
+def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, content, words):
+    torch.save(content, tmp_path / "m.pth")
+    assert words in refusal(tmp_path / "m.pth")
+
+
+def around(kind, whole):
+    """The bytes of a file with the checkpoint `whole` in it, or of none."""
+    file = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.write(whole, "m.pth")
+    elif kind == "tar":
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            archive.add(whole, "m.pth")
+    elif kind == "TorchScript":
+        torch.jit.save(torch.jit.script(torch.nn.ReLU()), file)
+    return file.getvalue() or {
+        "gzip": gzip.compress(whole.read_bytes()), "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(90), "empty": b"",
+        "web page": b"\n<!DOCTYPE html><html>", "Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
+        "cannot be read as a checkpoint": whole.read_bytes()[:-300]}[kind]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "TorchScript", "gzip", "HDF5", "empty", "web page", "Git LFS",
+                                  "cannot be read as a checkpoint"])
+def test_what_is_no_checkpoint_says_what_it_is(tmp_path, kind):
+    save_model(tiny(), tmp_path / "whole.pth")
+    (tmp_path / "m.pth").write_bytes(around(kind, tmp_path / "whole.pth"))
+    assert kind in refusal(tmp_path / "m.pth")
+    assert refusal(tmp_path / "no.pth") == "no such checkpoint file" and refusal(tmp_path) == "is a folder"
+
+
+def test_safetensors(tmp_path):
+    pytest.importorskip("safetensors.torch").save_file(
+        {name: tensor.contiguous() for name, tensor in W.items()}, tmp_path / "m.safetensors")
+    assert torch.equal(load_model(tmp_path / "m.safetensors").head.weight, W["head.weight"])
