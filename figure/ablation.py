@@ -1,7 +1,7 @@
 """Tables of groups of runs: the paper's Table 2, and any folder of results.
 
     python -m figure.ablation                             # figure/results/table2 as figure/table2.md
-    python -m figure.ablation figure/results/demo         # as figure/demo.md
+    python -m figure.ablation figure/results/demo ...     # as figure/demo.md ...
 
 FOLDER/NAME_SEED.json (or NAME_xSCALE.json) is the results.json of a run; those of one NAME are a row. The rows of
 table2 are those of TABLE2, and the same with _teacher for students that start from the teacher.
@@ -73,15 +73,16 @@ def markdown(rows):
 
 def parse_arguments(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("folder", nargs="?", default="figure/results/table2", help="of a group of results")
-    parser.add_argument("--output", default="figure", help="folder for the table")
+    parser.add_argument("folders", nargs="*", default=["figure/results/table2"], help="of a group of results each")
+    parser.add_argument("--output", default="figure", help="folder for the tables")
     return parser.parse_args(argv)
 
 
 def main(args):
-    rows, path = read_rows(args.folder), Path(args.output) / f"{Path(args.folder).name}.md"
-    write_atomically(path, markdown(rows).encode())
-    print(f"{path}: {len(rows)} rows")
+    for folder in args.folders:
+        rows, path = read_rows(folder), Path(args.output) / f"{Path(folder).name}.md"
+        write_atomically(path, markdown(rows).encode())
+        print(f"{path}: {len(rows)} rows")
 
 
 if __name__ == "__main__":

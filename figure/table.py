@@ -27,7 +27,7 @@ COLUMNS = {  # heading, what it means, its name in results.json, the paper's col
 FACTS = ("device", "steps", "images", "time", "teacher")  # of a run, below its column's heading
 MISSING = "not measured"
 CELLS = "PSNR (dB) / SSIM, on luma: in every cell ours, the paper's, the difference."
-BESIDE = "No student of the paper starts from its teacher: beside ours that do stands its Student, with data."
+BESIDE = "No student of the paper starts from its teacher; ours that do stand beside its Student, trained with data."
 NO_PLACES = r" --(data_dir|tmp_data_dir|save_dir|tmp_save_dir|output|resume)[= ]\S+"  # of a command
 
 
