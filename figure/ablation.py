@@ -52,8 +52,8 @@ def markdown(rows):
     paper = ["the paper's"] * ("m1" in rows)
     devices = sorted({str(content.get("device")) for _, content in everything})
     heads = ["run", "set", *(f"x{scale}" for scale in scales), *paper, "runs", "steps", "time", "command"]
-    lines = ["PSNR in dB, mean over the runs ± half of how far they are apart; steps, time and command of one. "
-             f"Measured on {', '.join(devices)}.", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = ["PSNR in dB, mean over the runs ± half of how far they are apart; their mean time; steps and command of the "
+             f"first. Measured on {', '.join(devices)}.", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, runs in rows.items():
         label, theirs = TABLE2[name.removesuffix("_teacher")] if paper else (name, "")
         start = ", from the teacher" if paper and name.endswith("_teacher") else ""
@@ -61,8 +61,8 @@ def markdown(rows):
         if runs:
             content = runs[0][1]
             seconds = sum(content["seconds"] for _, content in runs) / len(runs)
-            typed = re.sub(r" --(seed|scale)[= ]\d+", "", command(content))
-            about = [str(len(runs)), f"{content['steps']:,}", duration(seconds), f"`{typed}`" if typed else ""]
+            typed = f"`{command(content)}`" if "command" in content else ""
+            about = [str(len(runs)), f"{content['steps']:,}", duration(seconds), typed]
         for on in sets:
             cells = [mean([(scores[on, scale].get("student") or scores[on, scale]["teacher"])[0]
                            for scores, _ in runs if (on, scale) in scores]) for scale in scales]

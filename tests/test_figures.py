@@ -60,7 +60,7 @@ def test_curves_show_every_loss_and_scale(tmp_path, epochs):
 
 def test_curves_leave_out_what_is_missing(tmp_path):
     lines = tmp_path / "metrics.jsonl"
-    lines.write_bytes(b'{"epoch": 1, "loss": 1e-3}\n{"epoch": 2, "psnr": {"2": 31.0}}\n{}\n[1]\n\xff\n{"epoch": 3, "los')
+    lines.write_bytes(b'{"epoch": 1, "loss": 1e-3}\n{"epoch": 2, "psnr": {"2": 31.0}}\n{}\n[1]\n\xff\n{"epoch": 3, "l')
     loss, psnr = plots.curves(plots.read_metrics(tmp_path)).axes
     assert loss.lines[0].get_ydata()[0] == 1e-3 and np.isnan(loss.lines[0].get_ydata()[1])
     assert psnr.lines[0].get_ydata()[1] == 31
@@ -166,7 +166,7 @@ def test_groups_are_means_over_seeds(tmp_path):
         ["M3: both losses", "held_out", "36.20 ± 0.20", "", "2", "2,000", "1.5 min"],
         ["M4: adversarial loss, in stages", "Set5", "not measured", "36.12", "", "", ""],
         ["M3: both losses, from the teacher", "Set5", "37.00", "", "1", "2,000", "1.5 min"]]
-    assert "Measured on a CPU." in text and "| `python distillation.py --nEpochs=60 --pretrained=vdsr.pth` |" in text
+    assert "Measured on a CPU." in text and "| `python distillation.py --nEpochs=60 --pretrained=vdsr.pth --seed" in text
     assert "| student | held_out | 36.00 | 33.00 | 1 | 2,000 |" in (tmp_path / "edsr.md").read_text(encoding="utf-8")
     assert ablation.markdown({}).startswith("Not measured yet")
 
