@@ -6,18 +6,19 @@ from pathlib import Path
 PAPER_TABLE = Path(__file__).parent / "table1.csv"
 
 
-def paper_scores(model):
-    """The paper's Table 1 as {(set, scale): {column: (psnr, ssim)}}; empty for networks it does not have."""
-    config = model.config
-    if (config["arch"], config.get("n_resblocks")) != ("vdsr", 18) or config["n_feats"] not in (64, 32):
-        return {}
+def paper_table():
+    """The paper's Table 1: {(set, scale): {column: (psnr, ssim)}}."""
     with open(PAPER_TABLE, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    columns = ("bicubic", "teacher", "student", "noise", "ours")
-    return {
-        (row["dataset"], int(row["scale"])): {c: (float(row[c + "_psnr"]), float(row[c + "_ssim"])) for c in columns}
-        for row in rows
-    }
+        return {(row["dataset"], int(row["scale"])): {
+            column: (float(row[column + "_psnr"]), float(row[column + "_ssim"]))
+            for column in ("bicubic", "teacher", "student", "noise", "ours")} for row in csv.DictReader(file)}
+
+
+def paper_scores(model):
+    """paper_table(); empty for networks it does not have."""
+    config = model.config
+    known = (config["arch"], config.get("n_resblocks")) == ("vdsr", 18) and config["n_feats"] in (64, 32)
+    return paper_table() if known else {}
 
 
 def format_table(results, protocol, paper=None):

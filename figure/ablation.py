@@ -1,70 +1,88 @@
-"""Tables of the smaller experiments: figure/demo.md, ablation.md and edsr.md, of results in figure/results.
+"""Tables of groups of runs: the paper's Table 2, and any folder of results.
 
-    python -m figure.ablation
+    python -m figure.ablation                             # figure/results/table2 as figure/table2.md
+    python -m figure.ablation figure/results/demo ...     # as figure/demo.md ...
 
-figure/results/demo/NAME_SEED.json (of a few minutes on a CPU), ablation/NAME_SEED.json and edsr/NAME_xSCALE.json
-are the results.json of runs; those that differ in their seed or scale alone are a row.
+FOLDER/NAME_SEED.json (or NAME_xSCALE.json) is the results.json of a run; those of one NAME are a row. The rows of
+table2 are those of TABLE2, and the same with _teacher for students that start from the teacher.
 """
 
 import re
 from pathlib import Path
 
-from figure.table import command, duration, read_results
 from engine.options import Parser
-from utils import run_script, write_atomically
+from figure.table import MISSING, command, duration, read_results
+from utils import InputError, run_script, write_atomically
 
-TABLES = {"demo": "skimage", "ablation": "Set5", "edsr": "Set5"}  # and the set whose scores they show
+TABLE2 = {  # what the row has, the paper's PSNR on Set5 x2
+    "m1": ("M1: noise", "34.38"), "m2": ("M2: reconstruction loss", "37.05"),
+    "dfad": ("DFAD: adversarial loss", "36.23"), "m3": ("M3: both losses", "37.09"),
+    "m4": ("M4: adversarial loss, in stages", "36.12"), "ours": ("Ours: both losses, in stages", "37.20"),
+    "untrained": ("a generator that does not learn", ""),
+}
 
 
 def read_rows(folder):
-    """{name: [(scores, content) of each run]} of the results in `folder`, sorted by name."""
-    rows = {}
+    """{name: [(scores, content) of each run]} of the results in `folder`, by name; of table2 in TABLE2's order."""
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder of results")
+    paper = Path(folder).name == "table2"
+    rows = {name: [] for name in TABLE2} if paper else {}
     for path in sorted(Path(folder).glob("*.json")):
-        rows.setdefault(re.sub(r"_x?\d+$", "", path.stem), []).append(read_results(path))
+        name = re.sub(r"_x?\d+$", "", path.stem)
+        if paper and name.removesuffix("_teacher") not in TABLE2:
+            raise InputError(f"{path}: is no row of Table 2; those are {', '.join(TABLE2)}")
+        rows.setdefault(name, []).append(read_results(path))
     return rows
 
 
-def trained(scores):
-    """What a run trained: the student, or the teacher where that is what its scores are of."""
-    return scores.get("student") or scores["teacher"]
+def mean(psnr):
+    """The mean of PSNRs in dB, and half of how far they are apart, as text."""
+    spread = f" ± {(max(psnr) - min(psnr)) / 2:.2f}" if len(psnr) > 1 else ""
+    return f"{sum(psnr) / len(psnr):.2f}{spread}" if psnr else MISSING
 
 
-def row(name, runs, on):
-    """A line: the trained network's mean PSNR on a set at x2, x3 and x4, and half of how far runs are apart."""
-    cells = []
-    for scale in (2, 3, 4):
-        psnr = [trained(scores[on, scale])[0] for scores, _ in runs if (on, scale) in scores]
-        spread = f" ± {(max(psnr) - min(psnr)) / 2:.2f}" if len(psnr) > 1 else ""
-        cells.append(f"{sum(psnr) / len(psnr):.2f}{spread}" if psnr else "not measured")
-    content = runs[0][1]
-    steps = content.get("student_steps", content.get("steps", 0))
-    seconds = sum(content["seconds"] for _, content in runs) / len(runs)
-    typed = re.sub(r" --(seed|scale)=\d+", "", command(content["args"]))
-    return f"| {name} | {' | '.join(cells)} | {len(runs)} | {steps:,} | {duration(seconds)} | `{typed}` |"
-
-
-def markdown(rows, on):
-    """The table of scores on the set `on`, or that there is none yet."""
-    if not rows:
+def markdown(rows):
+    """The table: of every row and set the trained network's PSNR at every scale, over the row's seeds."""
+    everything = [run for runs in rows.values() for run in runs]
+    if not everything:
         return "Not measured yet: `figure/reproduce.sh` runs these experiments.\n"
-    devices = sorted({str(content.get("device")) for runs in rows.values() for _, content in runs})
-    lines = [f"PSNR in dB on {on}, mean over seeds; time and steps of a run; measured on {', '.join(devices)}.", "",
-             "| run | x2 | x3 | x4 | runs | steps | time | command |", "|---|---|---|---|---|---|---|---|"]
-    return "\n".join(lines + [row(name, runs, on) for name, runs in rows.items()]) + "\n"
+    sets = list(dict.fromkeys(name for scores, _ in everything for name, _ in scores))
+    scales = sorted({scale for scores, _ in everything for _, scale in scores})
+    paper = ["the paper's"] * ("m1" in rows)
+    devices = sorted({str(content.get("device")) for _, content in everything})
+    heads = ["run", "set", *(f"x{scale}" for scale in scales), *paper, "runs", "steps", "time", "command"]
+    lines = ["PSNR in dB, mean over the runs ± half of how far they are apart; their mean time; steps and command of the "
+             f"first. Measured on {', '.join(devices)}.", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, runs in rows.items():
+        label, theirs = TABLE2[name.removesuffix("_teacher")] if paper else (name, "")
+        start = ", from the teacher" if paper and name.endswith("_teacher") else ""
+        about = ["", "", "", ""]
+        if runs:
+            content = runs[0][1]
+            seconds = sum(content["seconds"] for _, content in runs) / len(runs)
+            typed = f"`{command(content)}`" if "command" in content else ""
+            about = [str(len(runs)), f"{content['steps']:,}", duration(seconds), typed]
+        for on in sets:
+            cells = [mean([(scores[on, scale].get("student") or scores[on, scale]["teacher"])[0]
+                           for scores, _ in runs if (on, scale) in scores]) for scale in scales]
+            shown = [theirs if on == "Set5" and not start else ""] * len(paper)
+            lines.append(f"| {' | '.join([label + start, on, *cells, *shown, *about])} |")
+    return "\n".join(lines) + "\n"
 
 
 def parse_arguments(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--results", default="figure/results", help="folder of the runs' results")
+    parser.add_argument("folders", nargs="*", default=["figure/results/table2"], help="of a group of results each")
     parser.add_argument("--output", default="figure", help="folder for the tables")
     return parser.parse_args(argv)
 
 
 def main(args):
-    for name, on in TABLES.items():
-        rows = read_rows(Path(args.results) / name)
-        write_atomically(Path(args.output) / f"{name}.md", markdown(rows, on).encode())
-        print(f"{args.output}/{name}.md: {len(rows)} rows")
+    for folder in args.folders:
+        rows, path = read_rows(folder), Path(args.output) / f"{Path(folder).name}.md"
+        write_atomically(path, markdown(rows).encode())
+        print(f"{path}: {len(rows)} rows")
 
 
 if __name__ == "__main__":

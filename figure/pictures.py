@@ -1,4 +1,7 @@
-"""Pictures a run leaves: the images a source draws, and what the networks make of a real one."""
+"""Pictures: the images a source draws, and what the networks make of a real one. All are PNG.
+
+    python -m figure.pictures --output=figure/dead_leaves.png        # a sheet of dead leaves
+"""
 
 import io
 from pathlib import Path
@@ -8,69 +11,58 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import avg_pool2d, interpolate
 
-from utils import write_atomically
+from data.dead_leaves import dead_leaves
+from engine.options import Parser, whole
+from utils import random_stream, run_script, write_atomically
 
-_GAP = 4  # pixels between pictures
-_EACH = 4  # images of a batch that are shown
-_SAMPLE = 2  # enlargement of a drawn image
-_TEXT = 18  # height of a line of text
+GAP, TEXT = 4, 18  # pixels: between pictures, height of a line of text
 
 
-def _save(image, path):
+def save(image, path):
+    """Write a PIL image, atomically."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())
 
 
-def _to_image(pixels):
-    """PIL image of (C, H, W) or (H, W) in 0..255."""
-    pixels = np.asarray(pixels).round().clip(0, 255).astype(np.uint8)
-    if pixels.ndim == 3:
-        pixels = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
-    return Image.fromarray(pixels)
+def grid(images, columns):
+    """A PIL image of (B, C, H, W) in [0, 1], `columns` side by side, with white gaps."""
+    from torchvision.transforms.functional import to_pil_image  # here: they take a second, which not every
+    from torchvision.utils import make_grid                     # command need wait for
+
+    return to_pil_image(make_grid(images.float().cpu().clamp(0, 1), nrow=columns, padding=GAP, pad_value=1))
 
 
-def _label(canvas, position, text):
-    ImageDraw.Draw(canvas).text(position, text, fill="black", font=ImageFont.load_default(size=13), anchor="mm")
+def write(image, x, y, text):
+    """Text around the point (x, y) of a PIL image."""
+    ImageDraw.Draw(image).text((x, y), text, fill="black", font=ImageFont.load_default(size=13), anchor="mm")
 
 
-def save_epoch_samples(path, batches):
+def save_epoch_samples(path, batches, each=4, zoom=2):
     """A strip of the first images of every batch (B, C, H, W) in [0, 1], enlarged to one size."""
-    from torchvision.utils import make_grid  # here: it takes seconds, which not every command need wait for
-
-    side = _SAMPLE * max(batch.shape[-1] for batch in batches)
-    images = torch.cat([interpolate(batch[:_EACH].float(), side, mode="nearest") for batch in batches])
-    grid = make_grid(images, nrow=len(images), padding=_GAP, pad_value=1)
-    _save(_to_image(255 * grid.cpu().numpy()), path)
+    side = zoom * max(batch.shape[-1] for batch in batches)
+    images = torch.cat([interpolate(batch[:each].float(), side, mode="nearest") for batch in batches])
+    save(grid(images, len(images)), path)
 
 
 def save_sample_sheet(folder, path, scales, most=10):
     """One sheet of the strips in `folder`, at most `most` of them, evenly from the first epoch to the last.
 
-    scales: what the strips show, from left to right.
+    scales: what the strips show, from left to right. Nothing where there are no strips.
     """
     files = sorted(Path(folder).glob("epoch_*.png"))
     if not files:  # nothing was trained here: a finished run was resumed into another folder
         return
     files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, most).round().astype(int))]
-    strips = [Image.open(file) for file in files]
-    margin, height = 80, strips[0].height
-    width = strips[0].width
-    sheet = Image.new("RGB", (margin + width, _TEXT + height * len(strips)), "white")
+    strips, margin = [Image.open(file) for file in files], 80
+    width, height = strips[0].size
+    sheet = Image.new("RGB", (margin + width, TEXT + height * len(strips)), "white")
     for i, scale in enumerate(scales):
-        _label(sheet, (margin + (2 * i + 1) * width // (2 * len(scales)), _TEXT // 2), f"x{scale}")
+        write(sheet, margin + (2 * i + 1) * width // (2 * len(scales)), TEXT // 2, f"x{scale}")
     for i, (file, strip) in enumerate(zip(files, strips)):
-        top = _TEXT + i * height
-        sheet.paste(strip, (margin, top))
-        _label(sheet, (margin // 2, top + height // 2), f"epoch {int(file.stem.split('_')[1])}")
-    _save(sheet, path)
-
-
-def _busiest(error, size):
-    """Top left of the size x size window with the largest sum of `error` (H, W)."""
-    windows = avg_pool2d(torch.from_numpy(error)[None, None], size, stride=4)[0, 0]
-    row, column = divmod(windows.argmax().item(), windows.shape[1])
-    return 4 * row, 4 * column
+        sheet.paste(strip, (margin, TEXT + i * height))
+        write(sheet, margin // 2, TEXT + i * height + height // 2, f"epoch {int(file.stem.split('_')[1])}")
+    save(sheet, path)
 
 
 def save_comparison(path, examples, size=64, zoom=4):
@@ -78,25 +70,45 @@ def save_comparison(path, examples, size=64, zoom=4):
 
     The crop is where bicubic is most wrong.
     """
-    rows = [_comparison(*example, size, zoom) for example in examples]
+    rows = [comparison(*example, size, zoom) for example in examples]
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     for i, row in enumerate(rows):
         sheet.paste(row, (0, sum(row.height for row in rows[:i])))
-    _save(sheet, path)
+    save(sheet, path)
 
 
-def _comparison(name, scale, image_name, outputs, size, zoom):
-    """One row: HR, bicubic and the networks' outputs, {label: (luma (H, W) in 0..255, its score or None)}."""
-    hr, bicubic = outputs["HR"][0], outputs["bicubic"][0]
-    size = min(size, *hr.shape)
-    row, column = _busiest((hr - bicubic) ** 2, size)
-    side = size * zoom
-    sheet = Image.new("RGB", ((side + _GAP) * len(outputs) + _GAP, side + 2 * _GAP + 2 * _TEXT), "white")
-    for i, (label, (image, score)) in enumerate(outputs.items()):
-        crop = _to_image(image[row:row + size, column:column + size]).resize((side, side), Image.NEAREST)
-        left = _GAP + i * (side + _GAP)
-        sheet.paste(crop, (left, _GAP))
-        below = f"{score['psnr']:.2f} dB / {score['ssim']:.4f}" if score else f"{name}, {image_name}, x{scale}"
-        _label(sheet, (left + side // 2, side + _GAP + _TEXT // 2), label)
-        _label(sheet, (left + side // 2, side + _GAP + _TEXT // 2 + _TEXT), below)
+def comparison(name, scale, image_name, outputs, size, zoom):
+    """A row: HR, bicubic and the networks' outputs, {label: (luma (H, W) in 0..255, its score or None)}."""
+    images = torch.stack([torch.as_tensor(image) for image, _ in outputs.values()])[:, None] / 255
+    hr, bicubic = images[:2]
+    size = min(size, *hr.shape[1:])
+    error = avg_pool2d((hr - bicubic) ** 2, size, stride=4)[0]
+    row, column = (4 * i for i in divmod(error.argmax().item(), error.shape[1]))
+    crops = grid(interpolate(images[..., row:row + size, column:column + size], scale_factor=zoom), len(images))
+    sheet = Image.new("RGB", (crops.width, crops.height + 2 * TEXT), "white")
+    sheet.paste(crops)
+    for i, (label, (_, score)) in enumerate(outputs.items()):
+        x = GAP + i * (size * zoom + GAP) + size * zoom // 2
+        write(sheet, x, crops.height + TEXT // 2, label)
+        write(sheet, x, crops.height + TEXT // 2 + TEXT,
+              f"{score['psnr']:.2f} dB / {score['ssim']:.4f}" if score else f"{name}, {image_name}, x{scale}")
     return sheet
+
+
+def parse_arguments(argv=None):
+    parser = Parser(__doc__)
+    parser.add_argument("--output", default="figure/dead_leaves.png", help="where the sheet goes")
+    parser.add_argument("--seed", type=whole, default=1, help="of all that is random")
+    return parser.parse_args(argv)
+
+
+def main(args):
+    """Four rows of luma and four of colour, 48x48 pixels each, enlarged twice."""
+    rows = [dead_leaves(48, 48, channels, random_stream(args.seed, "sheet", channels), "cpu").expand(-1, 3, -1, -1)
+            for channels in (1, 3)]
+    save(grid(interpolate(torch.cat(rows), scale_factor=2), 12), args.output)
+    print(args.output)
+
+
+if __name__ == "__main__":
+    run_script(main, parse_arguments())

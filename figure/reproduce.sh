@@ -23,9 +23,7 @@ measured= # whether there are new results
 collect() { # the tables, of what is in $results
   [ -n "$measured" ] || return 0
   python -m figure.table --results="$results" --output="${TABLES:-figure}"
-  for group in table2 start edsr; do
-    python -m figure.ablation "$results/$group" --output="${TABLES:-figure}"
-  done
+  python -m figure.ablation "$results/table2" "$results/start" "$results/edsr" --output="${TABLES:-figure}"
 }
 
 stop() { collect; exit "$1"; }

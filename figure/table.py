@@ -2,93 +2,69 @@
 
     python -m figure.table
 
-figure/results/ holds the results.json of full runs, each named after the column it fills:
-
-    teacher.json  train_teacher.py --model_type=origin     noise.json  distillation.py --source=noise
-    student.json  train_teacher.py --model_type=half       ours.json   distillation.py, the paper's command
-    fast.json     distillation.py with dead leaves, which the paper does not have
+figure/results/COLUMN.json is the results.json of the run that fills a column: teacher, student, student_from_teacher,
+noise, ours or fast. COLUMN.NAME.json, of --test_only with the same network, has sets that the run did not score.
 """
 
-import json
+import re
 import textwrap
 from pathlib import Path
 
-import distillation
-import train_teacher
-from data.table import paper_scores
-from figure.plots import COLOURS, INK, new_figure, save_figure
-from models import VDSR
+from data.table import paper_table
 from engine.options import Parser
-from engine.run import MAY_CHANGE
+from figure.plots import COLOURS, INK, PALE, new_figure, read_json, save_figure
 from utils import InputError, run_script, write_atomically
 
 COLUMNS = {  # heading, what it means, its name in results.json, the paper's column beside it, colour
     "bicubic": ("Bicubic", "", "bicubic", "bicubic", "bicubic"),
     "teacher": ("Teacher", "with data", "teacher", "teacher", "teacher"),
     "student": ("Student", "with data", "student", "student", "student"),
+    "student_from_teacher": ("Student", "with data, starts from the teacher", "student", "student", "student"),
     "noise": ("Noise", "no data", "student", "noise", "noise"),
-    "ours": ("Data-free", "the paper's method", "student", "ours", "generator"),
-    "fast": ("Dead leaves", "no data; vs. Student", "student", "student", "dead_leaves"),
+    "ours": ("Generator", "the paper's method", "student", "ours", "generator"),
+    "fast": ("Dead leaves", "no data, starts from the teacher", "student", "student", "dead_leaves"),
 }
+FACTS = ("device", "steps", "images", "time", "teacher")  # of a run, below its column's heading
 MISSING = "not measured"
-BESIDE = "The paper has no column Dead leaves: our numbers stand beside its Student, which was trained with the data."
-COMMANDS = "How each column came about; flags not shown have their defaults:"
+CELLS = "PSNR (dB) / SSIM, on luma: in every cell ours, the paper's, the difference."
+BESIDE = "No student of the paper starts from its teacher; ours that do stand beside its Student, trained with data."
+NO_PLACES = r" --(data_dir|tmp_data_dir|save_dir|tmp_save_dir|output|resume)[= ]\S+"  # of a command
 
 
 # ---- what was measured -----------------------------------------------------------------------------
 
 
 def read_results(path):
-    """(scores {(set, scale): {name: (psnr, ssim)}}, the whole content) of a results.json. Raises InputError."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        scores = {(name, int(scale)): {which: (float(s["psnr"]), float(s["ssim"])) for which, s in row.items()}
-                  for name, by_scale in record["results"].items() for scale, row in by_scale.items()}
-        record["seconds"], record["args"] = float(record["seconds"]), dict(record["args"])
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is no results.json of a run ({type(error).__name__}: {error})") from None
-    return scores, record
+    """({(set, scale): {name: (psnr, ssim)}}, the whole content) of a results.json. Raises InputError."""
+    return read_json(path, lambda record: (
+        {(name, int(scale)): {which: (float(s["psnr"]), float(s["ssim"])) for which, s in row.items()}
+         for name, by_scale in record["results"].items() for scale, row in by_scale.items()},
+        {"args": {}, "seconds": 0, **record, "steps": record.get("student_steps", record.get("steps", 0))}))
 
 
 def collect(folder):
-    """What the runs in `folder` reached: ({(set, scale): {column: (psnr, ssim)}}, {column: results.json}).
+    """({(set, scale): {column: (psnr, ssim)}}, {column: [content of its files, the run's first]}) of a folder.
 
-    The bicubic column is any run's. Raises InputError for a file of no column or without its scores.
+    The bicubic column is any file's. Raises InputError for a file without its column's scores, or with other ones than
+    another file of the column.
     """
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder of results")
     measured, records = {}, {}
-    for path in sorted(Path(folder).glob("*.json")):
-        column = path.stem
-        if column not in COLUMNS or column == "bicubic":
-            raise InputError(f"{path}: names no column; those are {', '.join(list(COLUMNS)[1:])}")
-        scores, records[column] = read_results(path)
-        name = COLUMNS[column][2]
-        for row, reached in scores.items():
-            if name not in reached:
-                raise InputError(f"{path}: has no scores of a {name}, but of {', '.join(reached)}")
-            measured.setdefault(row, {})[column] = reached[name]
-            if "bicubic" in reached:
-                measured[row]["bicubic"] = reached["bicubic"]
+    for column, (_, _, name, *_) in COLUMNS.items():
+        for path in sorted([*Path(folder).glob(f"{column}.json"), *Path(folder).glob(f"{column}.*.json")]):
+            scores, record = read_results(path)
+            for row, reached in scores.items():
+                if name not in reached:
+                    raise InputError(f"{path}: has no scores of a {name}, but of {', '.join(reached)}")
+                cells = measured.setdefault(row, {})
+                if abs(cells.setdefault(column, reached[name])[0] - reached[name][0]) > 0.01:
+                    raise InputError(f"{path}: scores {row[0]} x{row[1]} otherwise than another file of {column}")
+                if "bicubic" in reached:
+                    cells.setdefault("bicubic", reached["bicubic"])
+            records.setdefault(column, []).append(record)
+            records[column].sort(key=lambda record: not record["steps"])
     return measured, records
-
-
-def cell(ours, theirs):
-    """[ours, the paper's, the difference of what is shown] as text, of (psnr, ssim) each; ours may be None."""
-    if ours is None:
-        return [MISSING, "{:.2f} / {:.4f}".format(*theirs), ""]
-    psnr, ssim = round(ours[0], 2), round(ours[1], 4)
-    return [f"{psnr:.2f} / {ssim:.4f}", "{:.2f} / {:.4f}".format(*theirs),
-            f"{psnr - theirs[0]:+.2f} / {ssim - theirs[1]:+.4f}"]
-
-
-def make_rows(measured):
-    """[(set, scale, [cell of every column])], the twelve rows of the paper's table."""
-    return [(name, scale, [cell(measured.get((name, scale), {}).get(column), paper[theirs])
-                           for column, (_, _, _, theirs, _) in COLUMNS.items()])
-            for (name, scale), paper in paper_scores(VDSR()).items()]
 
 
 def duration(seconds):
@@ -98,119 +74,82 @@ def duration(seconds):
     return f"{seconds:.0f} s"
 
 
-def command(args):
-    """The command of results.json's "args": flags other than the defaults, of paths the file's name alone."""
-    script = distillation if "source" in args else train_teacher
-    flags = ["--recipe=fast"] * (args.get("recipe") == "fast") + ["--demo"] * args.get("demo", False)
-    defaults = vars(script.parse_arguments(flags))  # which the recipe and the demo change
-    for name, value in args.items():
-        if name in MAY_CHANGE - {"pretrained"} or value is None or value == defaults.get(name):
-            continue
-        if name in ("noise", "noise_at") and args.get("source") != "noise":
-            continue
-        flag = {"weight_decay": "wd", "start_epoch": "start-epoch"}.get(name, name)
-        if name == "pretrained":
-            value = Path(value).name
-            if value == Path(str(defaults[name])).name:
-                continue
-        if value is not False:
-            flags.append(f"--{flag}" if value is True else f"--{flag}={value}")
-    return " ".join(["python", Path(script.__file__).name, *flags])
+def facts(record):
+    """{name in FACTS: text} of a results.json; those of training are missing where it was only scored."""
+    teacher = {"teacher": Path(record["args"].get("pretrained") or "").name}
+    if not record["steps"]:
+        return teacher
+    images = f"{record['images']:,}" if "images" in record else ""
+    return {"device": str(record.get("device", "")), "steps": f"{record['steps']:,}", "images": images,
+            "time": duration(record["seconds"]), **teacher}
 
 
-def describe(record):
-    """(time, device, steps, date where there is one, commit; the command) of a run's results.json."""
-    facts = [duration(record["seconds"]), record.get("device")]
-    facts += [f"{record[name]:,} {name.replace('_', ' ')}" for name in ("student_steps", "steps") if name in record]
-    facts += [record.get("date"), f"commit {record['git']}" if "git" in record else None]
-    return ", ".join(fact for fact in facts if fact), command(record["args"])
+def command(record):
+    """The command of a results.json without its folders; of other paths the file's name."""
+    return re.sub(r"[^\s=]*/", "", re.sub(NO_PLACES, "", record.get("command", "")))
+
+
+def cell(ours, theirs):
+    """[ours, the paper's, the difference of what is shown] as text, of (psnr, ssim) each; ours may be None."""
+    if ours is None:
+        return [MISSING, "{:.2f} / {:.4f}".format(*theirs)]
+    psnr, ssim = round(ours[0], 2), round(ours[1], 4)
+    return [f"{psnr:.2f} / {ssim:.4f}", "{:.2f} / {:.4f}".format(*theirs),
+            f"{psnr - theirs[0]:+.2f} / {ssim - theirs[1]:+.4f}"]
 
 
 # ---- as text and as a picture ----------------------------------------------------------------------
 
 
+def lay_out(measured, records, bold, newline):
+    """The whole table as rows of texts: headings, facts, the paper's twelve rows. bold(text): our scores."""
+    about = [facts(records[column][0]) if column in records else {} for column in COLUMNS]
+    rows = [["", ""] + [f"{bold(heading)}{newline}{meaning}" for heading, meaning, *_ in COLUMNS.values()]]
+    rows += [[name, ""] + [column.get(name, "") for column in about] for name in FACTS]
+    for (name, scale), paper in paper_table().items():
+        ours = measured.get((name, scale), {})
+        cells = [cell(ours.get(column), paper[theirs]) for column, (_, _, _, theirs, _) in COLUMNS.items()]
+        rows.append([name, f"x{scale}"] + [
+            newline.join([first if first == MISSING else bold(first), *others]) for first, *others in cells])
+    return rows
+
+
 def markdown(measured, records):
-    """The table as Markdown, and below it how every column came about."""
-    headings = [f"{heading}<br>{meaning}" if meaning else heading for heading, meaning, *_ in COLUMNS.values()]
-    lines = ["In every cell: **ours**, the paper's, the difference; PSNR in dB / SSIM, on luma. " + BESIDE, "",
-             "| set | scale | " + " | ".join(headings) + " |", "|---|---|" + "---|" * len(headings)]
-    for name, scale, cells in make_rows(measured):
-        texts = [f"**{ours}**<br>{theirs}<br>{difference}" if difference else f"{ours}<br>{theirs}"
-                 for ours, theirs, difference in cells]
-        lines.append(f"| {name} | x{scale} | " + " | ".join(texts) + " |")
-    lines += ["", COMMANDS, ""]
-    for column, (heading, *_) in list(COLUMNS.items())[1:]:
-        facts = "{}: `{}`".format(*describe(records[column])) if column in records else MISSING
-        lines.append(f"- {heading}: {facts}")
-    return "\n".join(lines) + "\n"
-
-
-_TOP, _ROW, _LINE = 0.95, 0.5, 0.135  # inches: of what is above the rows, of a row, of a line of text
-_COLUMN, _LEFT, _WIDTH = 1.16, 1.0, 8.0
-PALE = "#6d747e"
+    """The table as Markdown, and below it the commands."""
+    rows = [f"| {' | '.join(row)} |" for row in lay_out(measured, records, "**{}**".format, "<br>")]
+    rows.insert(1, "|---" * (2 + len(COLUMNS)) + "|")
+    lines = []
+    for column, (heading, meaning, *_) in list(COLUMNS.items())[1:]:
+        sources = [", ".join(filter(None, (r.get("date"), f"commit {r.get('git', 'unknown')}", f"`{command(r)}`")))
+                   for r in records.get(column, ())]
+        lines.append(f"- {heading}, {meaning}: {'; '.join(sources) or MISSING}")
+    return "\n".join([f"{CELLS} {BESIDE}", "", *rows, "", "Where each column comes from:", "",
+                      *lines, ""])
 
 
 def picture(measured, records):
-    """The same as a matplotlib Figure, 8 inches wide."""
-    rows = make_rows(measured)
-    notes = _notes(records)
-    bottom = _TOP + _ROW * len(rows)
-    height = bottom + 0.3 + _LINE * len(notes)
-    figure = new_figure(_WIDTH, height)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, _WIDTH), ylim=(height, 0))
+    """The same as a matplotlib Figure, 8 inches wide, without the commands."""
+    rows = lay_out(measured, records, lambda text: "$\\mathbf{%s}$" % text.replace(" ", "~"), "\n")
+    rows[:2] = [["\n".join(textwrap.fill(line, 20, break_long_words=False)  # headings and devices
+                           for line in text.replace(" (", "\n(").split("\n")) for text in row] for row in rows[:2]]
+    heights = [3.8] + [1.25 + 1.2 * max(text.count("\n") for text in row) for row in rows[1:]]  # in lines
+    figure = new_figure(8, 0.13 * sum(heights) + 0.4, layout=None)
+    margin = 0.2 / figure.get_figheight()
+    axes = figure.add_axes((0, margin, 1, 1 - 2 * margin))
     axes.axis("off")
-
-    def write(x, y, text, size=7.5, colour=INK, **more):
-        axes.text(x, y, text, fontsize=size, color=colour, va="center", **more)
-
-    for i, (heading, meaning, _, _, colour) in enumerate(COLUMNS.values()):
-        x = _LEFT + (i + 0.5) * _COLUMN
-        write(x, 0.5, heading, 9.5, ha="center", weight="bold")
-        write(x, 0.69, meaning, 7, PALE, ha="center")
-        axes.plot((x - 0.47 * _COLUMN, x + 0.47 * _COLUMN), (_TOP - 0.1,) * 2, color=COLOURS[colour], linewidth=2.5)
-    write(0.1, 0.17, "PSNR (dB) / SSIM:", 8)
-    write(1.25, 0.17, "ours", 8, weight="bold")
-    write(1.58, 0.17, "the paper's", 8, PALE)
-    write(2.32, 0.17, "the difference", 8)
-    for i, (name, scale, cells) in enumerate(rows):
-        _draw_row(axes, write, _TOP + i * _ROW, name, scale, cells)
-    for i, (text, style) in enumerate(notes):
-        write(0.1, bottom + 0.22 + i * _LINE, text, **style)
+    grid = axes.table(rows, cellLoc="center", colWidths=[0.09, 0.035] + [0.125] * len(COLUMNS), bbox=(0, 0, 1, 1))
+    grid.auto_set_font_size(False)
+    colours = [INK, INK, *(COLOURS[about[-1]] for about in COLUMNS.values())]
+    for (i, k), box in grid.get_celld().items():
+        score = i - len(FACTS) - 1  # the row's number
+        box.set(height=heights[i], linewidth=0, facecolor="#f3f5f7" if score >= 0 and score % 6 < 3 else "white")
+        box.get_text().set(color=PALE if MISSING in rows[i][k] or k < 2 else INK if i else colours[k], linespacing=1.3,
+                           fontsize=7 if score >= 0 else 6.4)
+        if k == 0 and score >= 0 and score % 3 != 1:
+            box.get_text().set_text("")
+    axes.set_title(CELLS, fontsize=7, color=PALE, pad=3)
+    figure.text(0.5, margin / 2, BESIDE, fontsize=6.5, color=PALE, ha="center", va="center")
     return figure
-
-
-def _draw_row(axes, write, top, name, scale, cells):
-    """One row, from `top` inches down; the sets take turns in their background."""
-    if name in ("Set5", "B100"):
-        axes.axhspan(top, top + _ROW, color="#f3f5f7", linewidth=0)
-    middle = top + _ROW / 2
-    if scale == 3:
-        write(0.1, middle, name, 8, weight="bold")
-    write(0.8, middle, f"x{scale}", 8)
-    for k, (ours, theirs, difference) in enumerate(cells):
-        x = _LEFT + (k + 0.5) * _COLUMN
-        if difference:
-            write(x, middle - _LINE, ours, ha="center", weight="bold")
-            write(x, middle + _LINE, difference, 7, ha="center")
-            write(x, middle, theirs, 7, PALE, ha="center")
-        else:
-            write(x, middle - _LINE / 2, ours, 7, PALE, ha="center", style="italic")
-            write(x, middle + _LINE / 2, theirs, 7, PALE, ha="center")
-
-
-def _notes(records):
-    """[(line, its style)] below the table."""
-    lines = [(BESIDE, {"colour": PALE}), ("", {}), (COMMANDS, {"colour": PALE})]
-    for column, (heading, *_) in list(COLUMNS.items())[1:]:
-        if column not in records:
-            lines.append((f"{heading}: {MISSING}", {}))
-            continue
-        facts, typed = describe(records[column])
-        lines.append((f"{heading}: {facts}", {}))
-        lines += [(line, {"size": 6.5, "family": "monospace", "colour": INK})
-                  for line in textwrap.wrap(typed, 120, break_on_hyphens=False, initial_indent="  ",
-                                            subsequent_indent="    ")]
-    return lines
 
 
 def parse_arguments(argv=None):
@@ -225,7 +164,8 @@ def main(args):
     figure, text = picture(measured, records), markdown(measured, records)
     save_figure(figure, Path(args.output) / "Table1.png")
     write_atomically(Path(args.output) / "table1.md", text.encode())
-    print(f"{args.output}/table1.md and Table1.png: {len(records)} of {len(COLUMNS) - 1} runs")
+    missing = ", ".join(column for column in list(COLUMNS)[1:] if column not in records)
+    print(f"{args.output}/table1.md and Table1.png; not measured: {missing or 'nothing'}")
 
 
 if __name__ == "__main__":
