@@ -64,7 +64,7 @@ SETS = {
 
 
 def obtain(home, file):
-    """The path of the file that `home` is or, where that is a URL, of `file`, downloaded. Raises errors of many kinds."""
+    """The path of the file that `home` is or, of a URL, of `file`, downloaded. Raises errors of many kinds."""
     if not re.match("https?://", home):
         return Path(home)
     print(f"from {home}", flush=True)
