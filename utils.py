@@ -5,6 +5,7 @@ import time
 STARTED = time.time()  # before what takes long to import
 
 import ctypes
+import errno
 import hashlib
 import io
 import json
@@ -16,9 +17,11 @@ import signal
 import subprocess
 import sys
 import tarfile
+import traceback
 import warnings
 import zipfile
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -39,40 +42,61 @@ class Stopped(Exception):
 def run_script(main, args):
     """Run main(args). What goes wrong is one line on stderr and the exit code.
 
-    2: InputError, a file that cannot be used or too little memory; 3: NotFinite; 4: another process of the run is
-    gone; 128 + number: ended by a signal.
+    1: a bug, with its traceback; 2: InputError, a file that cannot be used or too little memory; 3: NotFinite;
+    4: another process of the run is gone; 128 + number: ended by a signal.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    code = 0
     try:
         main(args)
-        return
-    except InputError as error:
-        code, line = 2, f"error: {error}"
-    except OSError as error:
-        code, line = 2, f"error: {error.filename or 'a file'}: {error.strerror or error}"
-    except NotFinite as error:
-        code, line = 3, f"error: {error}; the weights were not touched, and a checkpoint from before is kept"
-    except Stopped as stopped:
-        number, resumable = stopped.args
-        advice = "; to go on, add --resume=auto to the same command" if resumable else ""
-        code, line = 128 + number, f"stopped by {signal.Signals(number).name}{advice}"
-    except KeyboardInterrupt:
-        code, line = 128 + signal.SIGINT, "interrupted"
-    except (MemoryError, RuntimeError) as error:
-        # PyTorch's words for it, on CUDA and on the CPU
-        scarce = any(words in str(error) for words in ("out of memory", "allocate memory", "enough memory"))
-        if scarce or isinstance(error, MemoryError):
-            code, line = 2, "error: out of memory; lower --batchSize, --n_feats, --latent or the size of the images"
-        elif int(os.environ.get("WORLD_SIZE", 1)) > 1 and any(words in str(error) for words in ("gloo", "NCCL", "Gloo")):
-            code, line = 4, ("error: another process of the run is gone, its own message says why; to go on, add "
-                             "--resume=auto to the same command")
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException as error:
+        code, line = _explain(error, several)
+        if line:
+            which = f" (process {os.environ.get('RANK', 0)})" if several else ""
+            print(f"{Path(sys.argv[0]).name}{which}: {line}", file=sys.stderr)
+        elif several:
+            traceback.print_exc()
         else:
             raise
-    which = f" (process {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
-    print(f"{Path(sys.argv[0]).name}{which}: {line}", file=sys.stderr, flush=True)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        sys.stdout.flush()
+    if code and several:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
         os._exit(code)  # sys.exit would wait for the other processes
-    sys.exit(code)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # its threads would abort the interpreter as it ends
+    if code:
+        sys.exit(code)
+
+
+def _explain(error, several):
+    """(exit code, what went wrong in one line; None for a bug). several: whether the run has more processes."""
+    words = str(error)
+    if isinstance(error, InputError):
+        return 2, f"error: {words}"
+    if isinstance(error, OSError):
+        return 2, f"error: {error.filename or 'a file'}: {error.strerror or words}"
+    if isinstance(error, NotFinite):
+        return 3, f"error: {words}; the weights were not touched, and a checkpoint from before is kept"
+    if isinstance(error, Stopped):
+        number, resumable = error.args
+        advice = "; to go on, add --resume=auto to the same command" if resumable else ""
+        return 128 + number, f"stopped by {signal.Signals(number).name}{advice}"
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT, "interrupted"
+    # PyTorch's words for it, on CUDA and on the CPU
+    scarce = isinstance(error, RuntimeError) and any(
+        phrase in words for phrase in ("out of memory", "allocate memory", "enough memory"))
+    if scarce or isinstance(error, MemoryError):
+        return 2, "error: out of memory; lower --batchSize, --n_feats, --latent or the size of the images"
+    if several and isinstance(error, RuntimeError) and any(name in words for name in ("gloo", "Gloo", "NCCL")):
+        return 4, ("error: another process of the run is gone, its own message says why; to go on, add "
+                   "--resume=auto to the same command")
+    return 1, None
 
 
 # ---- randomness ------------------------------------------------------------------------------------
@@ -97,6 +121,16 @@ def seed_everything(seed, *key):
 # ---- files -----------------------------------------------------------------------------------------
 
 
+def _flush(file):
+    """Flush an open file to the disk, where its file system can: some network and FUSE mounts cannot."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
 def write_atomically(path, content, keep=None):
     """Write the bytes `content` beside `path`, flush them to disk, then rename to `path`.
 
@@ -108,8 +142,7 @@ def write_atomically(path, content, keep=None):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            _flush(file)
         if keep and path.exists():
             keep.unlink(missing_ok=True)
             try:
@@ -117,22 +150,24 @@ def write_atomically(path, content, keep=None):
             except OSError:  # a file system without links
                 shutil.copyfile(path, keep)
         os.replace(beside, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
     except OSError as error:
-        if beside.is_file():
+        with suppress(OSError):
             beside.unlink()
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    with suppress(OSError):  # the file is there; Windows and some mounts cannot flush the folder as well
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def append_line(path, line):
     """Append a line of text to the file `path` and flush it to disk. Raises InputError."""
     try:
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            _flush(file)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
@@ -310,9 +345,8 @@ def fingerprint(model):
 
 
 def save_json(content, path):
-    """Indented JSON, atomically."""
-    text = json.dumps(content, indent=2, default=str) + "\n"
-    write_atomically(path, text.encode())
+    """Indented JSON, atomically. ASCII, so that names that are no Unicode survive."""
+    write_atomically(path, (json.dumps(content, indent=2, default=str) + "\n").encode("ascii"))
 
 
 # ---- the device ------------------------------------------------------------------------------------

@@ -1,0 +1,105 @@
+"""Files, text and exits on machines of other kinds: Windows, file systems that cannot flush, terminals without Unicode."""
+
+import errno
+import io
+import json
+import os
+import re
+import stat
+import sys
+
+import pytest
+import torch
+
+import utils
+from tests.test_layers import FILES
+from utils import InputError, append_line, run_script, save_json, write_atomically
+
+ODD = "\u0416\udcff"  # not in Latin-1; and a byte of a file name that is no UTF-8
+
+
+def test_nothing_that_windows_lacks_is_imported():
+    for path in FILES:
+        assert not re.search(r"^\s*(import|from) (fcntl|resource|pwd|termios)\b", path.read_text(encoding="utf-8"), re.M)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_file_system_that_cannot_flush(monkeypatch, tmp_path, number, folder):
+    """A folder never has to be flushed; a file does, where its file system can."""
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == folder:
+            raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "a"
+    path.write_bytes(b"old\n")
+    monkeypatch.setattr(os, "fsync", fsync)
+    if folder or number in (errno.EINVAL, errno.ENOTSUP):
+        write_atomically(path, b"new\n")
+        append_line(path, "line")
+        assert path.read_bytes() == b"new\nline\n"
+    else:
+        with pytest.raises(InputError, match=f"cannot be written .{os.strerror(number)}"):
+            write_atomically(path, b"new\n")
+        assert path.read_bytes() == b"old\n"
+        with pytest.raises(InputError, match=f"cannot be written .{os.strerror(number)}"):
+            append_line(path, "line")
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_cannot_be_opened(monkeypatch, tmp_path):
+    def refuse(path, flags):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "open", refuse)  # as on Windows
+    write_atomically(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+def test_names_that_are_no_unicode_in_files(tmp_path):
+    save_json({ODD: ODD}, tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text(encoding="ascii")) == {ODD: ODD}
+    append_line(tmp_path / "a.txt", ODD)
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "\u0416\\udcff\n"
+
+
+@pytest.mark.parametrize("encoding, shown", [("utf-8", "\u0416\\udcff"), ("cp1252", "\\u0416\\udcff")])
+def test_names_that_the_terminal_cannot_show(monkeypatch, encoding, shown):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+
+    def main(args):
+        print(ODD)
+        raise InputError(ODD)
+
+    with pytest.raises(SystemExit):
+        run_script(main, None)
+    for stream in streams.values():
+        stream.flush()
+        assert stream.buffer.getvalue().decode(encoding).strip().endswith(shown)
+
+
+@pytest.mark.parametrize("processes, error, ends", [
+    (1, None, []), (2, None, ["destroyed"]), (2, SystemExit(0), ["destroyed"]), (2, SystemExit(2), [2]),
+    (2, InputError("x"), [2]), (2, utils.NotFinite("x"), [3]), (2, RuntimeError("gloo: connection closed"), [4]),
+    (2, utils.Stopped(15, True), [143]), (2, KeyboardInterrupt(), [130]), (2, ZeroDivisionError("a bug"), [1]),
+    (1, InputError("x"), 2), (1, SystemExit(5), 5), (1, utils.Stopped(2, True), 130), (1, MemoryError(), 2)])
+def test_how_one_of_several_processes_ends(monkeypatch, capsys, processes, error, ends):
+    """Regularly without its process group, whose threads abort; else at once, without waiting for the others."""
+    ended = []
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: processes > 1 and not ended)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: ended.append("destroyed"))
+    monkeypatch.setattr(os, "_exit", ended.append)
+
+    def main(args):
+        if error:
+            raise error
+
+    try:
+        run_script(main, None)
+    except SystemExit as stop:
+        assert stop.code == (ends if processes == 1 else ends[0])
+    assert processes == 1 or ended == ends
+    assert ("Traceback" in capsys.readouterr().err) == isinstance(error, ZeroDivisionError)
