@@ -50,13 +50,10 @@ def custom_network(path, role, weights=None):
         setattr(network, name, value)
     _try_out(network.eval(), path, role)
     if weights:
-        expected, found = network.state_dict(), find_weights(read_checkpoint(weights), weights)
-        found = {name if name in expected else name.removeprefix("module."): found[name] for name in found}
+        expected = network.state_dict(keep_vars=True)
+        found = find_weights(read_checkpoint(weights), weights, lambda names: names == expected.keys())
         check_fit(expected, found, weights)
         network.load_state_dict(found)
-        for name, weight in network.named_parameters():
-            if not torch.isfinite(weight).all():
-                raise InputError(f"{weights}: the tensor '{name}' is not finite")
     return network
 
 
