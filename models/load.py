@@ -44,7 +44,7 @@ def load_model(path, device="cpu", res_scale=None):
     if not known:
         weights, config = _infer(weights, path, res_scale)
     try:
-        if min(config["n_resblocks"], config["n_feats"]) < 1 or not config.get("res_scale", 1) > 0:
+        if not 1 <= config["n_resblocks"] <= len(weights) or config["n_feats"] < 1 or not config.get("res_scale", 1) > 0:
             raise ValueError
         model = build_model(config)
     except (KeyError, TypeError, RuntimeError, ValueError, ArithmeticError):
