@@ -13,7 +13,7 @@ from models import VDSR
 from tests.helpers import ROOT
 from utils import save_model
 
-TEXTS = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("*/README.md")))}
+TEXTS = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("[!.]*/README.md")))}
 FENCED = re.compile(r"^```.*?^```$", re.S | re.M)
 SHORT = ["--nEpochs=1", "--iter=1", "--batchSize=2", "--device=cpu", "--threads=1", "--step=1", "--val_dataset=Set5"]
 # Flags of other programs, and those of the reference that are gone.
