@@ -179,8 +179,9 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
             S = learner(student)
             run.begin(student=S, **keep)
 
-        for i in trange(run.round, s.iter, desc=f"epoch {epoch}/{s.nEpochs}", unit="round", leave=False,
-                        disable=parallel.quiet()):
+        progress = trange(run.round, s.iter, desc=f"epoch {epoch}/{s.nEpochs}", unit="round", leave=False,
+                          disable=parallel.quiet())
+        for i in progress:
             number, done = (epoch - 1) * s.iter + i, epoch - 1 + i / s.iter
 
             # Student phase: lower D(S(x), T(x)).
@@ -200,6 +201,8 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
                 run.sums[1:] += call(generator_step, G, S, teacher, z, scale, D, s.reconw, s.gw, s.rounded)
                 G.check()
             run.done(i + 1)
+            if i % 10 == 0:
+                progress.set_postfix(run.postfix())
         run.end_epoch(S, validate(student.eval()) if validate else {})
     return student.eval()
 

@@ -1,9 +1,5 @@
 """What both scripts share: clear errors, one seed for everything, files written whole, the device."""
 
-import time
-
-STARTED = time.time()  # before what takes long to import
-
 import ctypes
 import errno
 import hashlib

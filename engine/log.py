@@ -54,7 +54,7 @@ class Log:
         save_json({"results": results, "protocol": protocol, **more, "date": time.strftime("%Y-%m-%d"),
                    "device": device_name(args["device"]), "git": git_revision(), "command": command, "args": args},
                   self.path / "results.json")
-        self._board(more.get("epochs", 0), {
+        self._board(args["nEpochs"], {
             f"{name}/{which} x{scale}": score["psnr"] for name, by_scale in results.items()
             for scale, row in by_scale.items() for which, score in row.items()})
 

@@ -56,7 +56,7 @@ def quiet():
 
 
 def share(size):
-    """The slice of a batch of `size` that is this process's; shares differ by one at most."""
+    """The slice of a batch of `size` that is this process's, as large as any other's."""
     return slice(size * rank() // world(), size * (rank() + 1) // world())
 
 

@@ -12,7 +12,8 @@ from utils import InputError
 def load_network(path, role, device="cpu", model=None, res_scale=None):
     """The "teacher" or "student" of the checkpoint `path`. model: the file of a network of one's own, if it is one."""
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such {role}; train_teacher.py makes a teacher, --pretrained names one")
+        raise InputError(f"{path}: no such {role}" + (
+            "; train_teacher.py makes one, --pretrained names one" if role == "teacher" else ""))
     return custom_network(model, role, path).to(device) if model else load_model(path, device, res_scale)
 
 
