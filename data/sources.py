@@ -65,7 +65,7 @@ def start_images(scales, size, channels, upscaled, seed, device="cpu", count=256
     """The images on which a student is fitted to its teacher: dead leaves, half of them of the first of three scales."""
     draw = dead_leaves_source(size, channels, upscaled, seed, device)
     shares = (count // 2, count // 4, count // 4) if len(scales) == 3 else (count // len(scales),) * len(scales)
-    images = [draw(scale, -1, share) for scale, share in zip(scales, shares)]
+    images = [draw(scale, -1 - i, share) for i, (scale, share) in enumerate(zip(scales, shares), 1)]
     side = min(image.shape[-1] for image in images)
     return torch.cat([image[..., :side, :side] for image in images])
 
@@ -98,24 +98,25 @@ class Bank:
         number, step = divmod(step, self.steps)
         if number != self.number:
             self._grow_to(number)
-        inputs, targets = self.stacks[step % len(self.stacks)]
-        place, length = step // len(self.stacks) * count, len(inputs)
-        index = torch.cat([self._order(turn, length)[max(place - turn * length, 0):][:count]
+        parts = self.by_shape[step % len(self.by_shape)]
+        place, length = step // len(self.by_shape) * count, len(parts) * self.CHUNK
+        order = torch.cat([self._order(turn, length)[max(place - turn * length, 0):][:count]
                            for turn in range(place // length, (place + count - 1) // length + 1)])[:count]
-        return inputs[index], targets[index]
+        pairs = [[tensor[i % self.CHUNK] for tensor in parts[i // self.CHUNK]] for i in order.tolist()]
+        return tuple(map(torch.stack, zip(*pairs)))
 
     def _grow_to(self, number):
-        """Draw what is missing. stacks: scales whose inputs are of one size are mixed in a batch, others take turns."""
+        """Draw what is missing. Scales whose inputs are of one size are mixed in a batch, others take turns."""
         first = max(0, number + 1 - max(1, self.MOST // (self.chunks * self.CHUNK)))
         kept = range(first * self.chunks, (number + 1) * self.chunks)
         self.parts = {i: pair for i, pair in self.parts.items() if i in kept}
         for i in self.progress([i for i in kept if i not in self.parts]):
             x = self.draw(self.scales[i % len(self.scales)], i, self.CHUNK)
             self.parts[i] = x, self.label(x)
-        by_shape = {}
+        shapes = {}
         for i in kept:
-            by_shape.setdefault(self.parts[i][0].shape[1:], []).append(self.parts[i])
-        self.number, self.stacks = number, [tuple(map(torch.cat, zip(*chunks))) for chunks in by_shape.values()]
+            shapes.setdefault(self.parts[i][0].shape, []).append(self.parts[i])
+        self.number, self.by_shape = number, list(shapes.values())
 
     def _order(self, turn, length):
         return torch.randperm(length, generator=random_stream(self.seed, "bank", self.number, turn))

@@ -209,10 +209,10 @@ def _vdsr(teacher, student, images, places, progress):
     inputs = None
     for conv, ours, kept in zip(convs, [student.head, *student.body, student.tail], (*selections, None)):
         features = _through(conv, features)
-        _refit(ours, places(own, 3), places(features if kept is None else _mix(kept, features)),
+        _refit(ours, places(own, 3), places(features) if kept is None else places(features) @ kept.T,
                _prior(conv, kept, inputs), relu=kept is not None)
-        features, own = features.relu_(), _through(lambda x: F.relu(ours(x)), own)
-        inputs = None if kept is None else kept.T
+        if kept is not None:
+            features, own, inputs = features.relu_(), _through(lambda x: F.relu(ours(x)), own), kept.T
         progress.update()
 
 
@@ -242,14 +242,14 @@ def _edsr(teacher, student, images, places, progress):
         first, second = block.body[0], block.body[2]
         kept = torch.eye(teacher.n_feats, device=images.device)[
             keep_channels(gram, _prior(second, encode)[:-1], student.n_feats)]
-        _refit(ours.body[0], places(own, 3), places(_mix(kept, _through(first, stream))),
+        _refit(ours.body[0], places(own, 3), places(_through(first, stream)) @ kept.T,
                _prior(first, kept, decode), relu=True)
         stream = _through(block, stream)
         _refit(ours.body[2], places(_through(ours.body[:2], own), 3),
-               (places(_mix(encode, stream)) - places(own)) / block.res_scale, _prior(second, encode, kept.T))
+               (places(stream) @ encode.T - places(own)) / block.res_scale, _prior(second, encode, kept.T))
         own = _through(ours, own)
         progress.update()
-    _refit(own_last, places(own, 3), places(_mix(encode, skip)) - places(own_head), _prior(last, encode, decode))
+    _refit(own_last, places(own, 3), places(skip) @ encode.T - places(own_head), _prior(last, encode, decode))
     own = own_head + _through(own_last, own)
     progress.update()
     _edsr_tail(teacher, student, skip, own, decode, places, progress)
