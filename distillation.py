@@ -407,7 +407,7 @@ def report(args, run, networks, benchmarks):
     """Score the networks: results.json, comparison.png, a table."""
     training_seconds = run.seconds
     with run.resting():
-        results = benchmarks.scores(networks, bicubic=True)
+        results = benchmarks.scores(networks)
         save_comparison(run.path / "comparison.png", benchmarks.examples(networks))
     protocol = benchmarks.protocol(networks)
     trained = {} if args.test_only else {"seconds": round(training_seconds, 1), "student_steps": run.steps,

@@ -171,7 +171,7 @@ def report(args, run, model, benchmarks):
     """Score the network: results.json and a table."""
     seconds, networks = run.seconds, {"teacher" if args.model_type == "origin" else "student": model}
     with run.resting():
-        results = benchmarks.scores(networks, bicubic=True)
+        results = benchmarks.scores(networks)
     protocol = benchmarks.protocol(networks)
     trained = {"seconds": round(seconds, 1), "steps": run.steps, "images": run.steps * args.batchSize}
     run.log.results(results, protocol, vars(args), **({} if args.test_only else trained))

@@ -1,19 +1,16 @@
-"""Benchmark sets, and the protocols by which super-resolution results are scored.
+"""Benchmark sets, and the two protocols by which super-resolution results are scored.
 
-Two protocols, chosen by the network's kind and never mixed in one table:
-
-"luma"  networks on luma (VDSR; Table 1 of the paper): Y in float from HR cropped to a multiple of the scale;
+"luma"  for networks on luma (VDSR; Table 1 of the paper): Y in float from HR cropped to a multiple of the scale;
         LR, and upscaled input where the network takes that, by bicubic, nothing rounded; output clipped to 0..255.
-"rgb"   networks on RGB (EDSR): LR by MATLAB's bicubic on 8-bit RGB, or read from
-        LR_bicubic/X2 (X3, X4) beside HR; output rounded to 8 bits, then luma.
+"rgb"   for networks on RGB (EDSR): LR by MATLAB's bicubic on 8-bit RGB, or read from LR_bicubic/X2 (X3, X4) beside
+        HR; output rounded to 8 bits, then luma.
 
-Both: `scale` pixels shaved on every side; PSNR with peak 255; SSIM with an 11x11 Gaussian of sigma 1.5.
+Both shave `scale` pixels on every side; PSNR has peak 255, SSIM an 11x11 Gaussian of sigma 1.5.
 """
 
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,15 +27,15 @@ from models.tiles import run_tiled, self_ensemble
 from utils import InputError
 
 KNOWN_SETS = ("Set5", "Set14", "B100", "Urban100")
-SMALLEST_SIDE = 11  # of the shaved image: SSIM's window
-HIGHEST_PSNR = 100.0  # of an image, in dB: that of an exact one is infinite, which no mean and no JSON can hold
+SSIM_WINDOW = 11  # pixels
+HIGHEST_PSNR = 100.0  # in dB, of an exact image: neither a mean nor JSON can hold infinity
 WORKERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass
 class Pair:
-    """One image at one scale. hr: (H, W) luma 0..255 in float64. lr: LR image (C, h, w), bicubic: LR
-    upscaled (C, H, W), both float64 in 0..255."""
+    """One image at one scale. hr: luma (H, W), lr: LR image (C, h, w), bicubic: LR upscaled (C, H, W); float64 in
+    0..255."""
 
     hr: np.ndarray
     lr: torch.Tensor
@@ -46,46 +43,42 @@ class Pair:
 
 
 def set_paths(data_dir, name):
-    """Image paths of the set `name`, empty where it is missing. Layouts: benchmark/NAME/HR, NAME/HR, NAME."""
+    """Image paths of the set `name`, from benchmark/NAME/HR, NAME/HR or NAME; empty where it is missing."""
     if name == BUNDLED:
         return bundled_photographs(BUNDLED_TEST)
     if name == HELD_OUT:
         return held_out_images(data_dir)
     root = Path(data_dir)
-    for folder in (root / "benchmark" / name / "HR", root / name / "HR", root / name):
-        if paths := list_images(folder):
-            return paths
-    return []
+    return (list_images(root / "benchmark" / name / "HR") or list_images(root / name / "HR")
+            or list_images(root / name))
 
 
 def choose_sets(data_dir, names=None):
-    """The benchmark sets to score on: those of "A+B+...", or where None is given, all that are found.
+    """{name: image paths} of the sets "A+B+..."; by default of the benchmarks found, else scikit-image's photographs.
 
-    Where nothing was asked for and nothing is found, scikit-image's photographs serve. Returns
-    {name: paths}; raises InputError for a set that was asked for and is missing.
+    Raises InputError for a named set that is missing.
     """
-    asked = KNOWN_SETS if names is None else [name.strip() for name in names.split("+") if name.strip()] or [names]
-    found = {name: set_paths(data_dir, name) for name in asked}
-    for name, paths in found.items():
-        if names is not None and not paths:
+    if names is None:
+        found = {name: paths for name in KNOWN_SETS if (paths := set_paths(data_dir, name))}
+        return found or {BUNDLED: set_paths(data_dir, BUNDLED)}
+    sets = {name: set_paths(data_dir, name) for name in map(str.strip, names.split("+")) if name}
+    for name, paths in (sets or {names: []}).items():
+        if not paths:
             raise InputError(
-                f"{data_dir}: no images of the set {name}; expected {data_dir}/benchmark/{name}/HR/*.png|jpg "
-                f"(or {data_dir}/{name}/; the name {BUNDLED} stands for scikit-image's photographs)"
-                + f"; to fetch it: python -m data.download benchmark --to {data_dir}" * (name in KNOWN_SETS)
-            )
-    found = {name: paths for name, paths in found.items() if paths}
-    return found or {BUNDLED: set_paths(data_dir, BUNDLED)}
+                f"{data_dir}: no images of the set {name}; expected {data_dir}/benchmark/{name}/HR/*.png|jpg; "
+                f"to fetch {', '.join(KNOWN_SETS)}: python -m data.download benchmark --to {data_dir}")
+    return sets
 
 
 def choose_scales(scale, model, path):
-    """The scales of --scale: all of the model's for 0. Raises InputError for one it has not."""
+    """The scales of --scale; 0 stands for all of the model's. Raises InputError for one that it lacks."""
     if scale and scale not in model.scales:
         raise InputError(f"--scale {scale}: the network {path} upscales by {model.scales[0]} only")
     return (scale,) if scale else model.scales
 
 
 def choose_validation(data_dir, name=None):
-    """The one set scored after each epoch: `name`, or Set5 where there is one, else scikit-image's."""
+    """The one set that is scored after each epoch: `name`, or Set5 where it is found, else scikit-image's."""
     if name is None:
         name = "Set5" if set_paths(data_dir, "Set5") else BUNDLED
     if "+" in name:
@@ -94,39 +87,37 @@ def choose_validation(data_dir, name=None):
 
 
 def lr_path(path, scale):
-    """Where EDSR's benchmarks have the LR image of the HR image `path`; None where there is no such file."""
-    path = Path(path)
+    """The LR image of the HR image `path` in the layout of EDSR's benchmarks, or None where there is no such file."""
     lr = path.parent.parent / "LR_bicubic" / f"X{scale}" / f"{path.stem}x{scale}{path.suffix}"
     return lr if path.parent.name == "HR" and lr.is_file() else None
 
 
-def prepare(rgb, scale, channels=1, lr_file=None):
-    """The Pair of an RGB image, uint8 (H, W, 3), under the protocol of networks with that many channels.
+def prepare(rgb, scale, channels=1, path=None):
+    """The Pair of an image, uint8 RGB (H, W, 3), under the protocol "luma" (one channel) or "rgb" (three).
 
-    lr_file: its LR image, for the protocol "rgb". Raises InputError where that has another size.
+    path: the image's, beside which its LR image may lie. Raises InputError where that has another size.
     """
     rows, columns = (n - n % scale for n in rgb.shape[:2])
     rgb = rgb[:rows, :columns]
     hr = luma(rgb)
+    file = path and lr_path(path, scale)
     if channels == 1:
         lr = imresize(torch.from_numpy(hr)[None], 1 / scale)
-        return Pair(hr, lr, imresize(lr, scale))
-    if lr_file:
-        lr = torch.from_numpy(read_image(lr_file).transpose(2, 0, 1).copy())
+    elif file:
+        lr = torch.from_numpy(read_image(file)).permute(2, 0, 1)
         if lr.shape[1:] != (rows // scale, columns // scale):
-            raise InputError(f"{lr_file}: is {lr.shape[2]}x{lr.shape[1]}, expected {columns // scale}x{rows // scale}")
+            raise InputError(f"{file}: is {lr.shape[2]}x{lr.shape[1]}, expected {columns // scale}x{rows // scale}")
     else:
-        lr = imresize(torch.from_numpy(rgb.transpose(2, 0, 1).copy()), 1 / scale)
+        lr = imresize(torch.from_numpy(rgb).permute(2, 0, 1), 1 / scale)
     return Pair(hr, lr.double(), imresize(lr, scale).double())
 
 
 def score(output, hr, scale, ssim=True):
-    """PSNR in dB and, where asked for, SSIM of luma `output` against `hr`, both (H, W) in 0..255.
+    """{"psnr": in dB, at most HIGHEST_PSNR, "ssim"} of luma `output` against `hr`, both (H, W) in 0..255.
 
-    The output is clipped, then `scale` pixels are shaved on every side. PSNR is at most HIGHEST_PSNR.
+    The output is clipped, then `scale` pixels are shaved on every side. ssim=False leaves out that slower metric.
     """
-    inside = (slice(scale, -scale),) * 2
-    output, hr = np.clip(output, 0, 255)[inside], hr[inside]
+    output, hr = (image[scale:-scale, scale:-scale] for image in (output.clip(0, 255), hr))
     with np.errstate(divide="ignore"):
         scores = {"psnr": min(float(peak_signal_noise_ratio(hr, output, data_range=255)), HIGHEST_PSNR)}
     if ssim:
@@ -136,9 +127,9 @@ def score(output, hr, scale, ssim=True):
 
 
 def run_network(model, x, ensemble=False):
-    """The network's output for one input (C, h, w) of any size, both in [0, 1], in float32 and not clipped.
+    """The network's output for an input (C, h, w) of any size, both in [0, 1], in float32 and not clipped.
 
-    ensemble: the mean over the eight flips and turns of the input.
+    ensemble: it is the mean over the eight flips and turns of the input.
     """
     run = partial(run_tiled, model)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -158,22 +149,11 @@ def _as_luma(image):
     return luma(image.round().clamp(0, 255).permute(1, 2, 0).numpy())
 
 
-@contextmanager
-def _workers():
-    """A pool of threads that resize and score while the network runs; NumPy, SciPy and torch let them."""
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _ahead(pool, function, items):
-    """function(item) for each of `items`, in order; the pool works on as many ahead as it has threads."""
+    """function(*item) for each of `items`, in order; unlike pool.map it holds few results at a time."""
     waiting = deque()
     for item in items:
-        waiting.append(pool.submit(function, item))
+        waiting.append(pool.submit(function, *item))
         if len(waiting) > WORKERS:
             yield waiting.popleft().result()
     while waiting:
@@ -189,96 +169,79 @@ class Benchmarks:
 
     def __init__(self, sets, scales, device, ensemble=False):
         self.scales, self.device, self.ensemble = scales, device, ensemble
-        self.prepared, self.hardest = {}, {}
+        self.middle_scale = scales[len(scales) // 2]
         self.sets = {name: [(path, read_image(path)) for path in paths] for name, paths in sets.items()}
-        smallest = SMALLEST_SIDE + 3 * max(scales)
-        for path, rgb in self._all_images():
+        self.images = sum(self.sets.values(), [])
+        self.prepared, self.hardest = {}, {}
+        smallest = SSIM_WINDOW + 3 * max(scales)
+        for path, rgb in self.images:
             if min(rgb.shape[:2]) < smallest:
-                raise InputError(
-                    f"{path}: {rgb.shape[1]}x{rgb.shape[0]} is too small to score at x{max(scales)}; "
-                    f"the least is {smallest}x{smallest}"
-                )
+                raise InputError(f"{path}: {rgb.shape[1]}x{rgb.shape[0]} is too small to score at x{max(scales)}; "
+                                 f"the least is {smallest}x{smallest}")
 
-    def _all_images(self):
-        return [image for images in self.sets.values() for image in images]
+    def scores(self, networks):
+        """Mean {set: {scale: {label: {"psnr", "ssim"}}}} of "bicubic" and of `networks`, {label: model} of one protocol.
 
-    def scores(self, networks, bicubic=False):
-        """Mean scores {set: {scale: {name: {"psnr", "ssim"}}}} of `networks` ({name: model}, one or several of
-        one protocol), with bicubic's own where asked for."""
-        results = {}
-        count = len(self._all_images()) * len(self.scales)
-        with _workers() as pool, tqdm(total=count, desc="scoring", unit="image", leave=False, disable=None) as bar:
-            for name, images in self.sets.items():
-                results[name] = {}
-                for scale in self.scales:
-                    rows = []
-                    for row in self._score_images(pool, networks, bicubic, images, scale):
-                        rows.append(row)
-                        bar.update()
-                    results[name][str(scale)] = {
-                        label: {metric: float(np.mean([row[label][metric] for row in rows])) for metric in scored}
-                        for label, scored in rows[0].items()
-                    }
-                    if bicubic and scale == self.scales[len(self.scales) // 2]:
-                        self.hardest[name] = int(np.argmin([row["bicubic"]["psnr"] for row in rows]))
-        return results
+        Threads prepare and score the images while the networks run.
+        """
+        tasks = [(name, scale, path, rgb) for name, images in self.sets.items() for scale in self.scales
+                 for path, rgb in images]
+        rows = {(name, scale): [] for name, scale, *_ in tasks}
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            pairs = _ahead(pool, prepare, ((rgb, scale, _channels(networks), path) for _, scale, path, rgb in tasks))
+            outputs = ((self._outputs(networks, pair), pair.hr, scale) for pair, (_, scale, *_) in zip(pairs, tasks))
+            scored = tqdm(_ahead(pool, _score_all, outputs), "scoring", len(tasks), False, unit="image", disable=None)
+            for row, (name, scale, *_) in zip(scored, tasks):
+                rows[name, scale].append(row)
+        torch.set_num_threads(threads)
+        self.hardest = {name: images[np.argmin([row["bicubic"]["psnr"] for row in rows[name, self.middle_scale]])]
+                        for name, images in self.sets.items()}
+        return {name: {str(scale): _mean(rows[name, scale]) for scale in self.scales} for name in self.sets}
 
     def psnr(self, model):
         """{scale: mean PSNR in dB} of one network, over all images. They stay prepared: this is for every epoch."""
-        result = {}
-        for scale in self.scales:
-            if scale not in self.prepared:
-                self.prepared[scale] = [_prepare(image, scale, model.channels) for image in self._all_images()]
-            result[str(scale)] = float(np.mean([
-                score(upscale(model, pair, self.device), pair.hr, scale, ssim=False)["psnr"]
-                for pair in self.prepared[scale]]))
-        return result
+        if not self.prepared:
+            self.prepared = {scale: [prepare(rgb, scale, model.channels, path) for path, rgb in self.images]
+                             for scale in self.scales}
+        psnrs = {str(scale): [score(upscale(model, pair, self.device), pair.hr, scale, ssim=False)["psnr"]
+                              for pair in pairs] for scale, pairs in self.prepared.items()}
+        return {scale: float(np.mean(values)) for scale, values in psnrs.items()}
 
     def one_image(self, model):
         """PSNR in dB of the network and of bicubic on the smallest image at the middle scale, which takes no time."""
-        scale = self.scales[len(self.scales) // 2]
-        pair = _prepare(min(self._all_images(), key=lambda image: image[1].size), scale, model.channels)
-        return tuple(score(output, pair.hr, scale, ssim=False)["psnr"]
-                     for output in (upscale(model, pair, self.device), _as_luma(pair.bicubic)))
+        path, rgb = min(self.images, key=lambda image: image[1].size)
+        pair = prepare(rgb, self.middle_scale, model.channels, path)
+        scores = _score_all(self._outputs({"network": model}, pair), pair.hr, self.middle_scale)
+        return scores["network"]["psnr"], scores["bicubic"]["psnr"]
 
     def examples(self, networks):
         """Of every set the image that bicubic did worst in scores(), at the middle scale.
 
-        Yields (set, scale, the image's name, {"HR", "bicubic" and names of `networks`: (luma (H, W), its score;
-        None for HR)}).
+        Yields (set, scale, image name, {label: (luma (H, W), scores)}); the labels are "HR", whose scores are None,
+        "bicubic" and the names of `networks`.
         """
-        scale = self.scales[len(self.scales) // 2]
-        for name, images in self.sets.items():
-            image = images[self.hardest[name]]
-            pair = _prepare(image, scale, _channels(networks))
-            scored = {label: (output, score(output, pair.hr, scale))
-                      for label, output in self._outputs(networks, True, pair).items()}
-            yield name, scale, image[0].stem, {"HR": (pair.hr, None), **scored}
-
-    def _score_images(self, pool, networks, bicubic, images, scale):
-        """Yield {name: score} of each image: prepared and scored by the pool, upscaled here."""
-
-        def score_all(hr_and_outputs):
-            hr, outputs = hr_and_outputs
-            return {name: score(output, hr, scale) for name, output in outputs.items()}
-
-        pairs = _ahead(pool, lambda image: _prepare(image, scale, _channels(networks)), images)
-        return _ahead(pool, score_all, ((pair.hr, self._outputs(networks, bicubic, pair)) for pair in pairs))
-
-    def _outputs(self, networks, bicubic, pair):
-        outputs = {"bicubic": _as_luma(pair.bicubic)} if bicubic else {}
-        outputs.update((name, upscale(model, pair, self.device, self.ensemble)) for name, model in networks.items())
-        return outputs
+        for name, (path, rgb) in self.hardest.items():
+            pair = prepare(rgb, self.middle_scale, _channels(networks), path)
+            outputs = self._outputs(networks, pair)
+            scores = {"HR": None, **_score_all(outputs, pair.hr, self.middle_scale)}
+            yield name, self.middle_scale, path.stem, {
+                label: (image, scores[label]) for label, image in {"HR": pair.hr, **outputs}.items()}
 
     def protocol(self, networks):
         """How `networks` are scored, in words."""
         words = "luma, nothing rounded (Table 1's protocol)"
         if _channels(networks) == 3:
-            files = [lr_path(path, scale) for path, _ in self._all_images() for scale in self.scales]
+            files = [lr_path(path, scale) for path, _ in self.images for scale in self.scales]
             source = ("from LR_bicubic" if all(files) else "from LR_bicubic where it is there" if any(files)
                       else "made by bicubic")
             words = f"luma of 8-bit RGB output, LR {source} (EDSR's protocol)"
         return words + ", self-ensemble" * self.ensemble
+
+    def _outputs(self, networks, pair):
+        """Luma {label: (H, W)} by bicubic and by the networks."""
+        return {"bicubic": _as_luma(pair.bicubic),
+                **{name: upscale(model, pair, self.device, self.ensemble) for name, model in networks.items()}}
 
 
 def _channels(networks):
@@ -286,6 +249,11 @@ def _channels(networks):
     return next(iter(networks.values())).channels
 
 
-def _prepare(image, scale, channels):
-    """The Pair of an image as (path, rgb)."""
-    return prepare(image[1], scale, channels, lr_path(image[0], scale))
+def _score_all(outputs, hr, scale):
+    return {label: score(output, hr, scale) for label, output in outputs.items()}
+
+
+def _mean(rows):
+    """The mean of scores {label: {metric: value}}."""
+    return {label: {metric: float(np.mean([row[label][metric] for row in rows])) for metric in scores}
+            for label, scores in rows[0].items()}

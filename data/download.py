@@ -6,8 +6,8 @@
     python -m data.download vdsr               # vdsr_public.pth, the VDSR of pytorch-vdsr
     python -m data.download all --to datasets
 
-What is there already is left alone, and a folder is there whole or not at all. Homes move: --from names another one as
-a URL, or the archive or the folder of images that you have:
+What is there already is left alone, and a folder appears once it is whole. Homes move: --from names another one, as a
+URL, an archive or a folder of images that you have:
 
     python -m data.download train291 --from train_data.zip
 """
@@ -19,6 +19,7 @@ import socket
 import sys
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,106 +61,106 @@ SETS = {
         Part(91, ("/T91", "/91"), ("https://raw.github.com/IsaacCorley/pytorch-enhance/master/datasets/T91.zip",)),
         Part(200, ("/BSDS200", "/images/train"), (BSDS500,))]},
     "div2k": {"DIV2K/DIV2K_train_HR": [Part(800, ("",), (DIV2K,))]},
+    "vdsr": {"vdsr_public.pth": None},  # a file: TEACHER
 }
 
 
-def obtain(home, file):
-    """The path of the file that `home` is or, of a URL, of `file`, downloaded. Raises errors of many kinds."""
-    if not re.match("https?://", home):
-        return Path(home)
-    print(f"from {home}", flush=True)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    download_url_to_file(home, str(file), progress=sys.stderr.isatty())
-    if not check_integrity(file, MD5.get(home)):
-        raise InputError(f"gives another file than the one known, whose md5 is {MD5[home]}")
+def obtain(home, folder, md5=None):
+    """The file that `home` is or, of a URL, that is downloaded to `folder`. Raises errors of many kinds."""
+    file, md5 = Path(home), md5 or MD5.get(home)
+    if re.match("https?://", home):
+        print(f"from {home}", flush=True)
+        folder.mkdir(parents=True)
+        file = folder / "the.file"
+        download_url_to_file(home, str(file), progress=sys.stderr.isatty())
+    if not check_integrity(file, md5):
+        raise InputError(f"no file whose md5 is {md5}" if md5 else "no such file")
     return file
 
 
-def open_home(home, scratch):
-    """The folder that `home` is or, unpacked in the folder `scratch`, that its archive holds; or the error."""
-    try:
-        if Path(home).is_dir():
-            return Path(home).resolve()
-        archive = obtain(home, scratch / "archive")
-        folder = scratch / Path(home).name.split(".")[0]  # named so since some archives have no folder
-        tar = tarfile.is_tarfile(archive)
-        if tar and not hasattr(tarfile, "data_filter"):
-            raise InputError("only Python from 3.10.12 or 3.11.4 unpacks a tar safely; --from takes a folder, too")
-        with tarfile.open(archive) if tar else zipfile.ZipFile(archive) as file:
-            file.extractall(folder, **{"filter": "data"} if tar else {})  # nothing gets out of `folder`
-        return folder
-    except Exception as error:  # of many kinds: the network's, the file system's, a damaged archive's
-        return error
+def unpack(home, folder):
+    """The folder that `home` is or, of an archive, to which it is unpacked. Raises errors of many kinds."""
+    if Path(home).is_dir():
+        return Path(home).resolve()
+    archive = obtain(home, folder)
+    top = folder / Path(home).name.split(".")[0]  # some archives have no folder that tells the set; their names do
+    if tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as file:
+            file.extractall(top, filter="data")  # nothing gets out of `top`; a zip never does
+    else:
+        with zipfile.ZipFile(archive) as file:
+            file.extractall(top)
+    return folder
 
 
-def find_folder(part, homes, opened, scratch):
-    """The folder of a part's images in the first of `homes` that has it, or None. opened: see main."""
-    for home in homes:
-        if home not in opened:
-            opened[home] = open_home(home, scratch / str(len(opened)))
-        if isinstance(opened[home], Path):
-            for folder in (opened[home], *sorted(opened[home].rglob("*"))):
+class Homes:
+    """Opens each home once: `origin`, where given, in place of all others. scratch: the folder for downloads.
+
+    found: {home: the path that it gave, or the error}.
+    """
+
+    def __init__(self, origin, scratch):
+        self.origin, self.scratch, self.found = origin, scratch, {}
+
+    def open(self, home, opener):
+        """The path that opener(home, folder for downloads) gives, or None where the home cannot be had."""
+        if home not in self.found:
+            try:
+                self.found[home] = opener(home, self.scratch / str(len(self.found)))
+            except Exception as error:  # of many kinds: the network's, the file system's, a damaged archive's
+                self.found[home] = error
+        return self.found[home] if isinstance(self.found[home], Path) else None
+
+    def find(self, part):
+        """The folder of a part's images in the first home that has it, or None."""
+        for home in [self.origin] if self.origin else part.homes:
+            top = self.open(home, unpack)
+            for folder in (top, *sorted(top.rglob("*"))) if top else ():
                 if folder.as_posix().endswith(part.names) and len(list_images(folder)) == part.count:
                     return folder
-    return None
+        return None
 
 
-def add_images(folder, place, whole):
-    """Copy images beside the folder `place`, which appears once they are `whole`. Returns how many they are by now."""
-    beside = place.with_name(f"{place.name}.incomplete")
-    beside.mkdir(parents=True, exist_ok=True)
-    for image in list_images(folder):
-        shutil.copyfile(image, beside / image.name)
-    there = len(list_images(beside))
-    if there == whole:
-        if place.exists():
-            place.rmdir()  # it is empty
-        beside.rename(place)
-    return there
-
-
-def fetch_set(place, parts, origin, opened, scratch):
-    """Make the folder `place` whole. Returns what is missing, in words, or None. opened: see main."""
-    whole, there, missing = parts[0].count, len(list_images(place)), []
+def fetch_set(place, parts, homes):
+    """Make the folder `place` whole. Raises InputError, which says what is missing."""
+    whole, there = parts[0].count, len(list_images(place))
     if there >= whole:
-        return print(f"{place}: there already, {there} images")
+        print(f"{place}: there already, {there} images")
+        return
     if place.exists() and any(place.iterdir()):
-        return f"{place} (holds {there} of {whole} images; move it away first)"
-    for part in parts:
-        folder = find_folder(part, [origin] if origin else part.homes, opened, scratch)
-        if not folder:
-            missing.append(f"{part.count} of {part.names[0].strip('/')}")
-            continue
-        for lr in folder.parent.glob("LR_bicubic/X?") if folder.name == "HR" else ():
-            if len(list_images(lr)) == whole and not (place.parent / "LR_bicubic" / lr.name).exists():
-                add_images(lr, place.parent / "LR_bicubic" / lr.name, whole)
-        there = add_images(folder, place, whole)
-        if there == whole:
-            return print(f"{place}: {whole} images")
-    have = f"; {there} are in {place}.incomplete, without {' and '.join(missing[1:])}" if there else ""
-    return f"{place} ({whole} images{have})"
+        raise InputError(f"{place} (holds {there} of {whole} images; move it away first)")
+    beside = place.with_name(f"{place.name}.incomplete")
+    for folder in filter(None, map(homes.find, parts)):
+        if folder.name == "HR" and (lr := folder.with_name("LR_bicubic")).is_dir():
+            shutil.copytree(lr, place.with_name("LR_bicubic"), dirs_exist_ok=True)
+        beside.mkdir(parents=True, exist_ok=True)
+        for image in list_images(folder):
+            shutil.copyfile(image, beside / image.name)
+        if len(list_images(beside)) == whole:
+            beside.rename(place)
+            print(f"{place}: {whole} images")
+            return
+    there = len(list_images(beside))
+    raise InputError(f"{place} ({whole} images{f'; {there} are in {beside}' if there else ''})")
 
 
-def fetch_teacher(path, home, opened, scratch):
-    """Put pytorch-vdsr's model_epoch_50.pth at `path`. Returns what is missing, in words, or None. opened: see main."""
+def fetch_teacher(path, homes):
+    """Put pytorch-vdsr's model_epoch_50.pth at `path`. Raises InputError, which says what is missing."""
     if path.exists():
-        return print(f"{path}: there already")
-    try:
-        file = obtain(home, scratch / "teacher")
-        if not check_integrity(file, MD5[TEACHER]):
-            raise InputError(f"no file whose md5 is {MD5[TEACHER]}")
-        write_atomically(path, file.read_bytes())
-        return print(f"{path}: pytorch-vdsr's VDSR")
-    except Exception as error:  # the network's, the file system's
-        opened[home] = error
-        return f"{path} (pytorch-vdsr's model_epoch_50.pth)"
+        print(f"{path}: there already")
+        return
+    file = homes.open(homes.origin or TEACHER, partial(obtain, md5=MD5[TEACHER]))
+    if not file:
+        raise InputError(f"{path} (pytorch-vdsr's model_epoch_50.pth)")
+    write_atomically(path, file.read_bytes())
+    print(f"{path}: pytorch-vdsr's VDSR")
 
 
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (--help lists the flags)\n")
-    parser.add_argument("set", choices=(*SETS, "vdsr", "all"))
+    parser.add_argument("set", choices=(*SETS, "all"))
     parser.add_argument("--to", type=Path, default="datasets", metavar="FOLDER", help="--data_dir of the scripts")
     parser.add_argument("--from", dest="origin", metavar="HOME", help="URL, zip, tar (compressed or not) or folder")
     return parser.parse_args(argv)
@@ -167,21 +168,20 @@ def parse_arguments(argv=None):
 
 def main(args):
     socket.setdefaulttimeout(TIMEOUT)
-    scratch = args.to / f".{args.set}.download"
-    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
-    opened = {}  # {home: its folder, or the error}, so that each is fetched once
-    missing = []
+    homes, missing = Homes(args.origin, args.to / f".{args.set}.download"), []
+    shutil.rmtree(homes.scratch, ignore_errors=True)  # of a run that was killed
     try:
-        for name in SETS if args.set == "all" else SETS.keys() & {args.set}:
-            for folder, parts in SETS[name].items():
-                missing.append(fetch_set(args.to / folder, parts, args.origin, opened, scratch))
-        if args.set in ("vdsr", "all"):
-            missing.append(fetch_teacher(args.to / "vdsr_public.pth", args.origin or TEACHER, opened, scratch))
+        for place, parts in [item for name in SETS if args.set in (name, "all") for item in SETS[name].items()]:
+            try:
+                fetch_set(args.to / place, parts, homes) if parts else fetch_teacher(args.to / place, homes)
+            except InputError as error:
+                missing.append(str(error))
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    if any(missing):
-        homes = [f"{home} ({'it is not there' if isinstance(why, Path) else why})" for home, why in opened.items()]
-        raise InputError(f"could not get {', '.join(filter(None, missing))}; tried {'; '.join(homes) or 'no home'}; "
+        shutil.rmtree(homes.scratch, ignore_errors=True)
+    if missing:
+        tried = [f"{home} ({'it is not there' if isinstance(found, Path) else found})"
+                 for home, found in homes.found.items()]
+        raise InputError(f"could not get {', '.join(missing)}; tried {'; '.join(tried) or 'no home'}; "
                          "name another URL, an archive or a folder with --from, or put the files there yourself")
 
 
