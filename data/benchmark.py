@@ -180,9 +180,9 @@ class Benchmarks:
                                  f"the least is {smallest}x{smallest}")
 
     def scores(self, networks):
-        """Mean {set: {scale: {label: {"psnr", "ssim"}}}} of "bicubic" and of `networks`, {label: model} of one protocol.
+        """Mean scores {set: {scale: {label: {"psnr", "ssim"}}}} of `networks`, and of bicubic under that label.
 
-        Threads prepare and score the images while the networks run.
+        networks: {label: model} of one protocol. Threads prepare and score the images while they run.
         """
         tasks = [(name, scale, path, rgb) for name, images in self.sets.items() for scale in self.scales
                  for path, rgb in images]

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from utils import InputError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-# The name under which the photographs inside scikit-image's package are a data set of their own.
+# The name of the photographs inside scikit-image's package as a data set.
 BUNDLED = "skimage"
 BUNDLED_TEST = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 BUNDLED_TRAIN = ("brick.png", "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png",
@@ -35,19 +35,15 @@ def list_images(folder):
 
     Hidden files are left out: beside a.png macOS puts ._a.png, which is no image.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir()
-                  if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file())
+    return sorted(path for path in Path(folder).glob("[!.]*") if path.suffix.lower() in EXTENSIONS and path.is_file())
 
 
 def open_image(path, load=True):
-    """The image at `path`, of several frames the first, upright, as a Pillow image of 8 bits a channel or 16-bit grey.
+    """The first frame of the image at `path`, upright, as a Pillow image.
 
-    Its mode is L, LA, RGB or RGBA, or for 16-bit grey one that begins with I; its info has the "icc_profile" of
-    these values, if any. load=False: only the file's header is read, and the mode is the file's. Raises
-    InputError, which names the path, where the file is no image, damaged or deeper.
+    Its mode is L, LA, RGB or RGBA, of 8 bits, or for 16-bit grey one that begins with I; its info has the
+    "icc_profile" of these values, if any. load=False: only the file's header is read, and the mode is the file's.
+    Raises InputError, which names the path, where the file is no image, damaged or deeper.
     """
     try:
         with warnings.catch_warnings():
@@ -59,8 +55,8 @@ def open_image(path, load=True):
                 ImageOps.exif_transpose(image, in_place=True)
                 if image.mode in ("CMYK", "LAB"):
                     image.info.pop("icc_profile", None)
-                grey = image.mode in ("1", "L", "LA", "La")
-                mode = ("L" if grey else "RGB") + "A" * image.has_transparency_data
+                mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+                mode += "A" * image.has_transparency_data
                 return image if image.mode == mode or image.mode.startswith("I") else image.convert(mode)
     except (InputError, MemoryError):
         raise
@@ -78,8 +74,7 @@ def _check_depth(image, path):
     if image.mode in ("I", "F"):
         raise InputError(f"{path}: has signed, 32-bit or floating-point values; convert it to 8 or 16 bits")
     if re.search(r";16[BLN]", raw) or max(bits) > 8:
-        raise InputError(f"{path}: has 16 bits a channel, which Pillow reads in grey without alpha only; "
-                         "convert it to 8")
+        raise InputError(f"{path}: has 16 bits a channel and is not plain grey; convert it to 8")
 
 
 def read_image(path):
@@ -94,20 +89,19 @@ def read_image(path):
 
 
 def find_training_images(data_dir, without_held_out=False):
-    """Paths of the training images: data_dir/train291, a flat folder data_dir, or the bundled ones.
+    """Paths of the training images: data_dir/train291, a flat folder data_dir, or for "skimage" the bundled ones.
 
-    without_held_out: but for those of the set HELD_OUT. Raises InputError, which names the layout expected.
+    without_held_out: but for those of the set HELD_OUT. Raises InputError where there are none.
     """
     if str(data_dir) == BUNDLED:
         return bundled_photographs(BUNDLED_TRAIN)
     paths = list_images(Path(data_dir) / "train291") or list_images(data_dir)
     if not paths:
-        raise InputError(
-            f"{data_dir}: no training images; expected {data_dir}/train291/*.png|jpg, or images directly in "
-            f"{data_dir}; to fetch them: python -m data.download train291 --to {data_dir} (or try --data_dir "
-            f"{BUNDLED}: the pictures that scikit-image ships)"
-        )
-    return [path for i, path in enumerate(paths) if not (without_held_out and i % 14 == 13)]
+        raise InputError(f"{data_dir}: no training images there or in {data_dir}/train291; to fetch them: "
+                         f"python -m data.download train291 --to {data_dir}")
+    if without_held_out:
+        del paths[13::14]
+    return paths
 
 
 def held_out_images(data_dir):
