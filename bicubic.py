@@ -25,7 +25,7 @@ def _cubic(x):
     x = x.abs()
     near = 1.5 * x**3 - 2.5 * x**2 + 1
     far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-    return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    return torch.where(x <= 1, near, torch.where(x < 2, far, 0))
 
 
 def _contributions(length, out_length, scale, padding, antialias):
@@ -70,7 +70,7 @@ _captured_taps = lru_cache(maxsize=None)(lambda *key: _taps(*key))
 
 
 def _resize_rows(image, key, dense):
-    """One pass over dimension -2; `key` holds the arguments of _contributions."""
+    """One pass over dimension -2; `key` holds the arguments of _contributions but the first."""
     key = (image.shape[-2], *key, image.device, image.dtype)
     if dense:
         return _matrix(*key) @ image
@@ -80,20 +80,6 @@ def _resize_rows(image, key, dense):
     for index, weight in (_captured_taps if capturing else _taps)(*key):
         total = total + image.index_select(-2, index) * weight[:, None]
     return total
-
-
-def _plan(image, scale, size):
-    """((rows, scale), (columns, scale)) of the result; see imresize for the errors."""
-    lengths = image.shape[-2:]
-    if (scale is None) == (size is None):
-        raise ValueError("imresize: give either scale or size, and not both")
-    if scale is not None:
-        if not (scale > 0 and math.isfinite(scale)):
-            raise ValueError(f"imresize: scale must be a positive number, not {scale}")
-        return tuple((math.ceil(scale * n), float(scale)) for n in lengths)
-    if len(size) != 2 or any(n < 1 or n != int(n) for n in size):
-        raise ValueError(f"imresize: size must be two positive integers (rows, columns), not {size}")
-    return tuple((int(m), int(m) / n) for m, n in zip(size, lengths))
 
 
 def imresize(image, scale=None, size=None, padding="replicate", antialias=True):
@@ -111,24 +97,30 @@ def imresize(image, scale=None, size=None, padding="replicate", antialias=True):
     """
     if image.dim() < 2 or 0 in image.shape[-2:]:
         raise ValueError(f"imresize: the image must be (..., H, W) and not empty, not {tuple(image.shape)}")
-    if padding not in ("replicate", "symmetric"):
-        raise ValueError(f"imresize: padding must be replicate or symmetric, not {padding}")
     as_bytes = image.dtype == torch.uint8
     if not (as_bytes or image.is_floating_point()):
         raise TypeError(f"imresize: the image must be floating point or uint8, not {image.dtype}")
-    passes = _plan(image, scale, size)
+    if padding not in ("replicate", "symmetric"):
+        raise ValueError(f"imresize: padding must be replicate or symmetric, not {padding}")
+    if (scale is None) == (size is None):
+        raise ValueError("imresize: give either scale or size, and not both")
+    if size is None:
+        if not 0 < scale < math.inf:
+            raise ValueError(f"imresize: scale must be a positive number, not {scale}")
+        size, scales = [math.ceil(scale * n) for n in image.shape[-2:]], [float(scale)] * 2
+    else:
+        if len(size) != 2 or any(n < 1 or n != int(n) for n in size):
+            raise ValueError(f"imresize: size must be two positive integers (rows, columns), not {size}")
+        scales = [int(m) / n for m, n in zip(size, image.shape[-2:])]
 
-    compute = torch.promote_types(image.dtype, torch.float32) if not as_bytes else torch.float64
-    result = image.to(compute)
+    result = image.to(torch.float64 if as_bytes else torch.promote_types(image.dtype, torch.float32))
     # MATLAB resizes first the dimension that shrinks most, rows when equal.
-    order = (-2, -1) if passes[0][1] <= passes[1][1] else (-1, -2)
     with torch.autocast(image.device.type, enabled=False):
-        for dim in order:
-            out_length, factor = passes[dim]
-            dense = not as_bytes and max(out_length, result.shape[dim]) <= _DENSE_LENGTH
-            turned = result if dim == -2 else result.transpose(-1, -2)
-            turned = _resize_rows(turned, (out_length, factor, padding, antialias), dense)
-            result = turned if dim == -2 else turned.transpose(-1, -2)
+        for dim in (0, 1) if scales[0] <= scales[1] else (1, 0):
+            turned = result.mT if dim else result
+            dense = not as_bytes and max(size[dim], turned.shape[-2]) <= _DENSE_LENGTH
+            turned = _resize_rows(turned, (int(size[dim]), scales[dim], padding, antialias), dense)
+            result = turned.mT if dim else turned
             if as_bytes:
                 result = (result + 0.5).floor().clamp(0, 255)
     return result.contiguous().to(image.dtype)
