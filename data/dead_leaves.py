@@ -1,24 +1,23 @@
 """Dead leaves: images made without data, a source of student inputs that have what photographs have.
 
-A photograph shows objects at all distances, so of all sizes, and they hide one another. The dead leaves model
-draws just that: random shapes fall one over the other, and the number of those of radius r goes as r^-3. Then
-nothing in the image tells its scale, and its statistics (power going as 1/f^2, mostly small contrasts and a few
-large ones) are near those of photographs:
+Random shapes fall one over the other, and the number of those of radius r goes as r^-3, as if they were objects at
+all distances. Then nothing in the image tells its scale, and its statistics (power going as 1/f^2, mostly small
+contrasts and a few large ones) are near those of photographs:
 
 > Ann B. Lee, David Mumford, Jinggang Huang. Occlusion models for natural images: a statistical study of a
 > scale-invariant dead leaves model. IJCV 2001. (The model without the r^-3 is G. Matheron's, 1968.)
 
-Networks learn from such images much of what photographs would teach them: to recognise (Baradad et al.,
-Learning to see by looking at noise, NeurIPS 2021) and to restore (Achddou, Gousseau and Ladjal, Synthetic
-images as a regularity prior for image restoration neural networks, SSVM 2021; with textures, VibrantLeaves,
-2025). Here they ask the teacher what it does at edges of every direction, contrast and blur, at corners and
-junctions, on thin lines, stripes, checks, grids and noise, and where nothing happens.
+Networks learn from such images to recognise (Baradad et al., Learning to see by looking at noise, NeurIPS 2021) and
+to restore (Achddou, Gousseau and Ladjal, Synthetic images as a regularity prior for image restoration neural
+networks, SSVM 2021; with textures, VibrantLeaves, 2025). Here they ask the teacher what it does at edges of every
+direction, contrast and blur, at corners and junctions, on thin lines, stripes, checks, grids and noise, and where
+nothing happens.
 
 An image is LEAVES layers, painted from back to front; the first is the background.
 
-- A leaf is what lies inside two conics: a cut ellipse, a parallelogram, a line, a ring or crescent. A conic is
-  a quadratic form of the place, so that all shapes cost the same few operations, and its value over its slope
-  is the distance to the edge, which gives the part of a pixel that the leaf covers.
+- A leaf is what lies inside two conics: a cut ellipse, a parallelogram, a line, a ring or crescent. All cost the
+  same few operations, since a conic is a quadratic form of the place. Its value over its slope is the distance to
+  the edge, which gives the part of a pixel that the leaf covers.
 - Its radius follows the law above (leaf_sizes), its place is anywhere, between pixels, too. Its edge is blurred
   over one pixel or, like what is out of focus, more.
 - Its paint is a grey or a colour, and on TEXTURED of the leaves one of the image's four textures: two of noise
@@ -162,9 +161,9 @@ def paint_over(paint, cover):
 
     cover: (count, n, H, W) in [0, 1], how much all but the first cover.
     """
-    image = paint[:, 0]
-    for k in range(cover.shape[1]):
-        image = torch.lerp(image, paint[:, k + 1], cover[:, k, None])
+    image, *layers = paint.unbind(1)
+    for layer, covered in zip(layers, cover.unbind(1)):
+        image = torch.lerp(image, layer, covered[:, None])
     return image
 
 
