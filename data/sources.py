@@ -5,6 +5,8 @@ the same seed and step. size: side of the inputs in HR pixels. upscaled: whether
 (VDSR) or stay small (EDSR). call: see engine.graphs.call.
 """
 
+import math
+
 import torch
 
 from bicubic import imresize
@@ -23,15 +25,10 @@ def network_input(x_lr, scale, upscaled):
     return imresize(x_lr, scale).clamp(0, 1) if upscaled else x_lr
 
 
-def degraded(hr, scale, upscaled):
-    """The network input of an HR image in [0, 1]: as a photograph would be made one."""
-    return network_input(imresize(hr, 1 / scale).clamp(0, 1), scale, upscaled)
-
-
 def noise_source(kind, size, channels, upscaled, seed, device="cpu"):
-    """Table 1's Noise column: of the HR size, the input itself where that is upscaled, and reduced to it where not.
+    """Table 1's Noise column: noise of the HR size, which is the upscaled input or is reduced to the small one.
 
-    kind: "uniform" on [0, 1], or "normal" (mean 0.5, deviation 0.25, clipped to it).
+    kind: "uniform" on [0, 1], or "normal" (mean 0.5, deviation 0.25, clipped to [0, 1]).
     """
 
     def draw(scale, step, count):
@@ -56,13 +53,13 @@ def dead_leaves_source(size, channels, upscaled, seed, device="cpu", call=lambda
 
     def leaves(stream, scale, count):
         hr = dead_leaves(count, scale * lr_size(size, scale), channels, stream, device)
-        return degraded(hr, scale, upscaled)
+        return network_input(imresize(hr, 1 / scale).clamp(0, 1), scale, upscaled)
 
     return draw
 
 
 def start_images(scales, size, channels, upscaled, seed, device="cpu", count=256):
-    """The images on which a student is fitted to its teacher: dead leaves, half of them of the first of three scales."""
+    """Dead leaves on which a student is fitted to its teacher; half of them are of the first of three scales."""
     draw = dead_leaves_source(size, channels, upscaled, seed, device)
     shares = (count // 2, count // 4, count // 4) if len(scales) == 3 else (count // len(scales),) * len(scales)
     images = [draw(scale, -1 - i, share) for i, (scale, share) in enumerate(zip(scales, shares), 1)]
@@ -91,32 +88,31 @@ class Bank:
 
     def __init__(self, draw, label, scales, size, steps, seed, progress=iter):
         self.draw, self.label, self.scales, self.steps, self.seed = draw, label, scales, steps, seed
-        self.progress, self.parts, self.number = progress, {}, None
-        self.chunks = len(scales) * -(-size // (len(scales) * self.CHUNK))
+        self.progress, self.chunks, self.generation = progress, {}, None
+        self.growth = len(scales) * math.ceil(size / (len(scales) * self.CHUNK))  # in chunks
 
     def batch(self, step, count):
-        number, step = divmod(step, self.steps)
-        if number != self.number:
-            self._grow_to(number)
-        parts = self.by_shape[step % len(self.by_shape)]
-        place, length = step // len(self.by_shape) * count, len(parts) * self.CHUNK
-        order = torch.cat([self._order(turn, length)[max(place - turn * length, 0):][:count]
-                           for turn in range(place // length, (place + count - 1) // length + 1)])[:count]
-        pairs = [[tensor[i % self.CHUNK] for tensor in parts[i // self.CHUNK]] for i in order.tolist()]
+        generation, step = divmod(step, self.steps)
+        if generation != self.generation:
+            self._grow(generation)
+        # Scales whose inputs are of one size are mixed in a batch, others take turns.
+        chunks = self.by_shape[step % len(self.by_shape)]
+        first, length = step // len(self.by_shape) * count, len(chunks) * self.CHUNK
+        orders = [torch.randperm(length, generator=random_stream(self.seed, "bank", generation, number))
+                  for number in range(first // length, (first + count - 1) // length + 1)]
+        order = torch.cat(orders)[first % length:][:count].tolist()
+        pairs = [[tensor[i % self.CHUNK] for tensor in chunks[i // self.CHUNK]] for i in order]
         return tuple(map(torch.stack, zip(*pairs)))
 
-    def _grow_to(self, number):
-        """Draw what is missing. Scales whose inputs are of one size are mixed in a batch, others take turns."""
-        first = max(0, number + 1 - max(1, self.MOST // (self.chunks * self.CHUNK)))
-        kept = range(first * self.chunks, (number + 1) * self.chunks)
-        self.parts = {i: pair for i, pair in self.parts.items() if i in kept}
-        for i in self.progress([i for i in kept if i not in self.parts]):
+    def _grow(self, generation):
+        """Forget the oldest chunks and draw those that are missing: all, where a run is resumed."""
+        most = max(1, self.MOST // (self.growth * self.CHUNK))  # generations that are kept
+        kept = range(max(0, generation + 1 - most) * self.growth, (generation + 1) * self.growth)
+        self.chunks = {i: chunk for i, chunk in self.chunks.items() if i in kept}
+        for i in self.progress([i for i in kept if i not in self.chunks]):
             x = self.draw(self.scales[i % len(self.scales)], i, self.CHUNK)
-            self.parts[i] = x, self.label(x)
-        shapes = {}
+            self.chunks[i] = x, self.label(x)
+        by_shape = {}
         for i in kept:
-            shapes.setdefault(self.parts[i][0].shape, []).append(self.parts[i])
-        self.number, self.by_shape = number, list(shapes.values())
-
-    def _order(self, turn, length):
-        return torch.randperm(length, generator=random_stream(self.seed, "bank", self.number, turn))
+            by_shape.setdefault(self.chunks[i][0].shape, []).append(self.chunks[i])
+        self.generation, self.by_shape = generation, list(by_shape.values())
