@@ -12,17 +12,16 @@ import bicubic
 from bicubic import imresize
 
 SCALES = [F(2), F(3), F(4), F(1, 2), F(1, 3), F(1, 4), F(7, 10), F(137, 100), F(1)]
-both_paths = pytest.mark.usefixtures("weights_cache")
+both_paths = pytest.mark.usefixtures("path")
 both_paddings = pytest.mark.parametrize("padding", ["replicate", "symmetric"])
 
 
 @pytest.fixture(params=["matrix", "taps"])
-def weights_cache(request, monkeypatch):
-    """Sends the short float images of a test down each path in turn; the emptied cache of its weights."""
+def path(request, monkeypatch):
+    """Sends the short float images of a test down each path in turn."""
     monkeypatch.setattr(bicubic, "_DENSE_LENGTH", 512 if request.param == "matrix" else 0)
     bicubic._matrix.cache_clear()
     bicubic._taps.cache_clear()
-    return getattr(bicubic, "_" + request.param)
 
 
 def cubic(x):
@@ -70,8 +69,8 @@ def bytes_oracle(image, scales, columns_first=False, each_pass=True):
     return torch.from_numpy(to_bytes(result).astype(np.uint8))
 
 
-def random_image(*shape, seed=0):
-    return torch.from_numpy(np.random.RandomState(seed).uniform(-1, 2, shape))
+def random_image(*shape):
+    return torch.from_numpy(np.random.RandomState(0).uniform(-1, 2, shape))
 
 
 def assert_near(result, expected, atol=1e-12):
@@ -84,7 +83,7 @@ def assert_near(result, expected, atol=1e-12):
 @pytest.mark.parametrize("scale", SCALES, ids=str)
 def test_equals_the_exact_computation(scale, antialias, padding):
     """The tiny images are smaller than the kernel, which then reaches beyond them several times."""
-    for shape in [(11, 8), (10, 7), (2, 3), (1, 1), (1, 5)]:
+    for shape in [(11, 8), (10, 7), (9, 6), (2, 3), (1, 1), (1, 5)]:
         image = random_image(*shape)
         result = imresize(image, float(scale), padding=padding, antialias=antialias)
         assert_near(result, oracle(image, (scale, scale), padding, antialias))
@@ -109,22 +108,12 @@ def test_size_sets_one_scale_per_dimension(size, padding):
     assert_near(imresize(image, size=size, padding=padding), expected)
 
 
-@pytest.mark.parametrize("shape, scale, expected", [
-    ((10, 7), 1 / 3, (4, 3)), ((10, 7), 1 / 4, (3, 2)), ((9, 6), 1 / 3, (3, 2)), ((10, 7), 0.7, (7, 5)),
-    ((10, 7), 1.37, (14, 10)), ((10, 7), 3, (30, 21)), ((1, 1), 0.01, (1, 1)),
-])
-def test_output_size_is_rounded_up(shape, scale, expected):
-    assert imresize(torch.zeros(shape), scale).shape == expected
-
-
-@pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("size, border", [((48, 40), 6), ((72, 60), 9), ((12, 10), 2), ((6, 5), 2), ((17, 13), 3)])
-def test_interior_equals_torch_interpolate(size, border, dtype, atol):
+def test_interior_equals_torch_interpolate(size, border):
     """interpolate drops the pixels beyond the border and so differs there; its antialiased a is -0.5 too."""
-    image = random_image(1, 1, 24, 20).to(dtype)
+    image = random_image(1, 1, 24, 20)
     expected = torch.nn.functional.interpolate(image, size=size, mode="bicubic", antialias=True)
-    result, expected = (x[..., border:-border, border:-border] for x in (imresize(image, size=size), expected))
-    assert_near(result, expected, atol)
+    assert_near(*(x[..., border:-border, border:-border] for x in (imresize(image, size=size), expected)))
 
 
 # Twice as large, the outputs lie 1/4 off a pixel: k(1/4), k(3/4), k(5/4), k(7/4) = 111, 29, -9, -3 / 128.
@@ -177,14 +166,6 @@ def test_gradients(scale):
 
 
 @both_paths
-@pytest.mark.parametrize("scale", SCALES, ids=str)
-def test_linear_and_keeps_constants(scale):
-    a, b, scale = random_image(9, 7), random_image(9, 7, seed=1), float(scale)
-    assert_near(imresize(3 * a - 0.5 * b, scale), 3 * imresize(a, scale) - 0.5 * imresize(b, scale))
-    assert (imresize(torch.full_like(a, -1.75), scale) + 1.75).abs().max() < 1e-12
-
-
-@both_paths
 @pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-12), (torch.uint8, 0)])
 def test_batches_and_strided_views_equal_single_images(dtype, atol):
     storage = (random_image(16, 5, 3, 2) * 60 + 60).to(dtype)
@@ -218,32 +199,16 @@ def test_weights_made_in_inference_mode_serve_training():
     image = random_image(6, 5)
     with torch.inference_mode():
         imresize(image, 0.5)
-    output_gradient = random_image(3, 3, seed=1)
-    imresize(image.requires_grad_(), 0.5).backward(output_gradient)
-    rows, columns = (oracle_matrix(n, 3, F(1, 2)).astype(float) for n in (6, 5))
-    assert_near(image.grad, torch.from_numpy(rows.T @ output_gradient.numpy() @ columns))
-
-
-def test_weights_are_computed_once(weights_cache):
-    imresize(random_image(6, 5), 2)
-    assert weights_cache.cache_info()[:2] == (0, 2)  # hits, misses
-    imresize(random_image(3, 6, 5, seed=1), 2.0)
-    assert weights_cache.cache_info()[:2] == (2, 2)
+    imresize(image.requires_grad_(), 0.5).sum().backward()
+    assert image.grad.sum() == pytest.approx(9)
 
 
 @pytest.mark.parametrize("arguments", [
     {}, {"scale": 2, "size": (4, 4)}, {"scale": 0}, {"scale": -1}, {"scale": math.inf}, {"scale": math.nan},
     {"size": (0, 3)}, {"size": (2.5, 3)}, {"size": (3,)}, {"size": (3, 3, 3)}, {"scale": 2, "padding": "reflect"},
+    *({"image": torch.zeros(shape), "scale": 2} for shape in ((5,), (0, 4), (1, 4, 0))),
+    *({"image": torch.zeros(4, 4, dtype=dtype), "scale": 2} for dtype in (torch.int64, torch.bool)),
 ], ids=str)
 def test_bad_arguments_are_refused(arguments):
-    with pytest.raises(ValueError, match="imresize"):
-        imresize(torch.zeros(4, 4), **arguments)
-
-
-@pytest.mark.parametrize("shape, dtype, error", [
-    ((4, 4), torch.int64, TypeError), ((4, 4), torch.bool, TypeError), ((5,), torch.float32, ValueError),
-    ((0, 4), torch.float32, ValueError), ((1, 4, 0), torch.uint8, ValueError),
-])
-def test_bad_images_are_refused(shape, dtype, error):
-    with pytest.raises(error, match="imresize"):
-        imresize(torch.zeros(shape, dtype=dtype), 2)
+    with pytest.raises((ValueError, TypeError), match="imresize:"):
+        imresize(**{"image": torch.zeros(4, 4)} | arguments)
