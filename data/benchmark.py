@@ -34,8 +34,7 @@ WORKERS = min(8, os.cpu_count() or 1)
 
 @dataclass
 class Pair:
-    """One image at one scale. hr: luma (H, W), lr: LR image (C, h, w), bicubic: LR upscaled (C, H, W); float64 in
-    0..255."""
+    """One image at one scale: HR luma (H, W), LR (C, h, w), and LR upscaled (C, H, W), all float64 in 0..255."""
 
     hr: np.ndarray
     lr: torch.Tensor
@@ -48,9 +47,8 @@ def set_paths(data_dir, name):
         return bundled_photographs(BUNDLED_TEST)
     if name == HELD_OUT:
         return held_out_images(data_dir)
-    root = Path(data_dir)
-    return (list_images(root / "benchmark" / name / "HR") or list_images(root / name / "HR")
-            or list_images(root / name))
+    layouts = (f"benchmark/{name}/HR", f"{name}/HR", name)
+    return next(filter(None, (list_images(Path(data_dir, layout)) for layout in layouts)), [])
 
 
 def choose_sets(data_dir, names=None):
@@ -191,8 +189,9 @@ class Benchmarks:
         with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             pairs = _ahead(pool, prepare, ((rgb, scale, _channels(networks), path) for _, scale, path, rgb in tasks))
             outputs = ((self._outputs(networks, pair), pair.hr, scale) for pair, (_, scale, *_) in zip(pairs, tasks))
-            scored = tqdm(_ahead(pool, _score_all, outputs), "scoring", len(tasks), False, unit="image", disable=None)
-            for row, (name, scale, *_) in zip(scored, tasks):
+            scored = _ahead(pool, _score_all, outputs)
+            bar = tqdm(scored, desc="scoring", total=len(tasks), unit="image", leave=False, disable=None)
+            for row, (name, scale, *_) in zip(bar, tasks):
                 rows[name, scale].append(row)
         torch.set_num_threads(threads)
         self.hardest = {name: images[np.argmin([row["bicubic"]["psnr"] for row in rows[name, self.middle_scale]])]

@@ -1,4 +1,4 @@
-"""Fetch the image sets and the public VDSR teacher from their public homes to where the scripts look for them.
+"""Fetch the image sets and the public VDSR teacher to where the scripts look for them.
 
     python -m data.download benchmark          # Set5, Set14, B100, Urban100
     python -m data.download train291           # VDSR's 291 training images
@@ -13,6 +13,7 @@ URL, an archive or a folder of images that you have:
 """
 
 import argparse
+import os
 import re
 import shutil
 import socket
@@ -96,7 +97,7 @@ def unpack(home, folder):
 class Homes:
     """Opens each home once: `origin`, where given, in place of all others. scratch: the folder for downloads.
 
-    found: {home: the path that it gave, or the error}.
+    found: {(home, opener): the path that it gave, or the error}.
     """
 
     def __init__(self, origin, scratch):
@@ -104,12 +105,13 @@ class Homes:
 
     def open(self, home, opener):
         """The path that opener(home, folder for downloads) gives, or None where the home cannot be had."""
-        if home not in self.found:
+        key = home, opener
+        if key not in self.found:
             try:
-                self.found[home] = opener(home, self.scratch / str(len(self.found)))
+                self.found[key] = opener(home, self.scratch / str(len(self.found)))
             except Exception as error:  # of many kinds: the network's, the file system's, a damaged archive's
-                self.found[home] = error
-        return self.found[home] if isinstance(self.found[home], Path) else None
+                self.found[key] = error
+        return self.found[key] if isinstance(self.found[key], Path) else None
 
     def find(self, part):
         """The folder of a part's images in the first home that has it, or None."""
@@ -121,24 +123,21 @@ class Homes:
         return None
 
 
-def fetch_set(place, parts, homes):
+def fetch_images(place, parts, homes):
     """Make the folder `place` whole. Raises InputError, which says what is missing."""
-    whole, there = parts[0].count, len(list_images(place))
-    if there >= whole:
-        print(f"{place}: there already, {there} images")
-        return
+    whole, beside = parts[0].count, place.with_name(f"{place.name}.incomplete")
     if place.exists() and any(place.iterdir()):
-        raise InputError(f"{place} (holds {there} of {whole} images; move it away first)")
-    beside = place.with_name(f"{place.name}.incomplete")
+        raise InputError(f"{place} (holds {len(list_images(place))} of {whole} images; move it away first)")
     for folder in filter(None, map(homes.find, parts)):
-        if folder.name == "HR" and (lr := folder.with_name("LR_bicubic")).is_dir():
-            shutil.copytree(lr, place.with_name("LR_bicubic"), dirs_exist_ok=True)
+        lr, lr_place = folder.with_name("LR_bicubic"), place.with_name("LR_bicubic")
+        if folder.name == "HR" and lr.is_dir() and not lr_place.exists():
+            shutil.copytree(lr, f"{lr_place}.incomplete", dirs_exist_ok=True)
+            os.rename(f"{lr_place}.incomplete", lr_place)
         beside.mkdir(parents=True, exist_ok=True)
         for image in list_images(folder):
             shutil.copyfile(image, beside / image.name)
         if len(list_images(beside)) == whole:
             beside.rename(place)
-            print(f"{place}: {whole} images")
             return
     there = len(list_images(beside))
     raise InputError(f"{place} ({whole} images{f'; {there} are in {beside}' if there else ''})")
@@ -146,14 +145,10 @@ def fetch_set(place, parts, homes):
 
 def fetch_teacher(path, homes):
     """Put pytorch-vdsr's model_epoch_50.pth at `path`. Raises InputError, which says what is missing."""
-    if path.exists():
-        print(f"{path}: there already")
-        return
     file = homes.open(homes.origin or TEACHER, partial(obtain, md5=MD5[TEACHER]))
     if not file:
         raise InputError(f"{path} (pytorch-vdsr's model_epoch_50.pth)")
     write_atomically(path, file.read_bytes())
-    print(f"{path}: pytorch-vdsr's VDSR")
 
 
 def parse_arguments(argv=None):
@@ -171,16 +166,21 @@ def main(args):
     homes, missing = Homes(args.origin, args.to / f".{args.set}.download"), []
     shutil.rmtree(homes.scratch, ignore_errors=True)  # of a run that was killed
     try:
-        for place, parts in [item for name in SETS if args.set in (name, "all") for item in SETS[name].items()]:
+        for name, parts in [item for key in SETS if args.set in (key, "all") for item in SETS[key].items()]:
+            place = args.to / name
+            if place.is_file() or parts and len(list_images(place)) >= parts[0].count:
+                print(f"{place}: there already")
+                continue
             try:
-                fetch_set(args.to / place, parts, homes) if parts else fetch_teacher(args.to / place, homes)
+                fetch_images(place, parts, homes) if parts else fetch_teacher(place, homes)
+                print(f"{place}: fetched")
             except InputError as error:
                 missing.append(str(error))
     finally:
         shutil.rmtree(homes.scratch, ignore_errors=True)
     if missing:
         tried = [f"{home} ({'it is not there' if isinstance(found, Path) else found})"
-                 for home, found in homes.found.items()]
+                 for (home, _), found in homes.found.items()]
         raise InputError(f"could not get {', '.join(missing)}; tried {'; '.join(tried) or 'no home'}; "
                          "name another URL, an archive or a folder with --from, or put the files there yourself")
 

@@ -49,7 +49,7 @@ def test_everything_comes_from_the_first_homes_and_is_left_alone_then(run, tmp_p
     assert home.requests == [download.EDSR, TRAIN_HOME, download.DIV2K, download.TEACHER]
     again = run(download, "all")
     assert again.returncode == 0 and len(home.requests) == 4
-    assert "datasets/benchmark/Set5/HR: there already, 5 images" in again.stdout
+    assert "datasets/benchmark/Set5/HR: there already" in again.stdout
 
 
 def test_other_homes_where_the_first_are_gone(run, tmp_path, home):
@@ -145,6 +145,8 @@ def test_another_file_than_the_one_known(run, tmp_path, home):
     home.archives |= {download.EDSR: ARCHIVES[download.EDSR] + bytes(512), download.TEACHER: b"other"}
     assert "benchmark/Set5/LR_bicubic/X2/1x2.png" not in fetched(run, tmp_path, "benchmark")
     refused(run, "vdsr_public.pth", download.TEACHER, download.MD5[download.TEACHER], flags=("vdsr",))
+    (tmp_path / "mine").mkdir()
+    refused(run, "vdsr_public.pth", "mine (", download.MD5[download.TEACHER], flags=("all", "--from=mine"))
     (tmp_path / "mine.pth").write_bytes(b"mine")
     refused(run, "mine.pth", download.MD5[download.TEACHER], flags=("vdsr", "--from=mine.pth"))
     assert "vdsr_public.pth" not in contents(tmp_path / "datasets")
