@@ -39,12 +39,12 @@ from utils import InputError, fingerprint, random_stream, run_script, save_json,
 
 # The defaults are the paper's command; "fast" is this project's own.
 FAST = dict(source="dead_leaves", student_init="teacher", optimizer="muon", schedule="trapezoid", loss_type="L1",
-            batchSize=16, nEpochs=10, iter=16, stu_step=20)
+            batchSize=16, nEpochs=10, iter=16)
 RECIPES = {"paper": {}, "fast": FAST}
 # --demo: a small teacher (how it was trained is in the README) and settings for a minute on a CPU.
 DEMO = FAST | dict(
     pretrained=str(Path(__file__).parent / "models" / "demo_teacher.pth"), output="runs/demo/student.pth",
-    data_test="skimage", val_dataset="skimage", nEpochs=3, iter=10,
+    data_test="skimage", val_dataset="skimage", nEpochs=3, iter=10, stu_step=20,
 )
 
 
