@@ -39,7 +39,7 @@ from utils import InputError, fingerprint, random_stream, run_script, save_json,
 
 # The defaults are the paper's command; "fast" is this project's own.
 FAST = dict(source="dead_leaves", student_init="teacher", optimizer="muon", schedule="trapezoid", loss_type="L1",
-            batchSize=16, nEpochs=10, iter=16)
+            batchSize=16, nEpochs=10, iter=15)
 RECIPES = {"paper": {}, "fast": FAST}
 # --demo: a small teacher (how it was trained is in the README) and settings for a minute on a CPU.
 DEMO = FAST | dict(
