@@ -352,13 +352,15 @@ def main(args):
     scales = choose_scales(args.scale, teacher, args.pretrained)
     settings = Settings(scales, **{field.name: getattr(args, field.name) for field in fields(Settings)[1:]})
     config = student_config(teacher, args.model_type == "half", args.n_resblocks, args.n_feats)
-    if not args.test_only:
-        check(args, teacher, config, settings)
     benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device, args.self_ensemble)
     validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
     call = recorder(args.device, args.plain)
-    generators = make_generators(settings, args.input_size, teacher, args.device) if "generator" in args.source else None
-    draw = None if args.test_only else make_source(args, settings, teacher, generators, call)
+    generators = draw = None
+    if not args.test_only:
+        check(args, teacher, config, settings)
+        if "generator" in args.source:
+            generators = make_generators(settings, args.input_size, teacher, args.device)
+        draw = make_source(args, settings, teacher, generators, call)
 
     def validate(student, epoch):
         save_epoch_samples(Path(args.save_dir, f"samples/epoch_{epoch:04d}.png"),
@@ -371,7 +373,8 @@ def main(args):
         if not args.test_only:
             if parallel.leader():
                 warn_of_a_bad_teacher(validation, teacher, args.pretrained, run.log)
-            student, images = first_student(args, settings, run, teacher, config), labelled(args, settings, teacher, draw, call)
+            student = first_student(args, settings, run, teacher, config)
+            images = labelled(args, settings, teacher, draw, call)
             networks["student"] = distil(teacher, student, images, settings, generators, config["n_resblocks"], run, call)
             trained = {"seconds": round(run.seconds, 1), "student_steps": run.steps, "images": run.steps * args.batchSize,
                        "bank": args.bank}
