@@ -9,6 +9,7 @@ rows of TABLE2, measured or not.
 
 import re
 from pathlib import Path
+from statistics import fmean
 
 from engine.options import Parser
 from figure.table import MISSING, command, duration, read_results
@@ -34,7 +35,7 @@ def read_rows(folder):
 def mean(psnr):
     """The mean of PSNRs in dB, and half of how far they are apart, as text."""
     spread = f" ± {(max(psnr) - min(psnr)) / 2:.2f}" if len(psnr) > 1 else ""
-    return f"{sum(psnr) / len(psnr):.2f}{spread}" if psnr else MISSING
+    return f"{fmean(psnr):.2f}{spread}" if psnr else MISSING
 
 
 def markdown(rows):
@@ -44,18 +45,17 @@ def markdown(rows):
         return "Not measured yet: `figure/reproduce.sh` runs these experiments.\n"
     places = list(dict.fromkeys(place for scores, _ in everything for place in scores))
     sets, scales = dict.fromkeys(name for name, _ in places), sorted({scale for _, scale in places})
-    paper = ["the paper's"] * (TABLE2.keys() <= rows.keys())
+    paper = ["the paper's"] if "m1" in rows else []
     heads = ["run", "set", *(f"x{scale}" for scale in scales), *paper, "runs", "steps", "time", "command"]
     devices = ", ".join(sorted({content["device"] for _, content in everything}))
     lines = ["PSNR in dB, mean over the runs ± half of how far they are apart; their mean time; steps and command of the "
              f"first. Measured on {devices}.", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, runs in rows.items():
-        label, theirs = TABLE2.get(name, (name, "")) if paper else (name, "")
-        about = ["", "", "", ""]
+        label, theirs = TABLE2.get(name, (name, ""))
+        about = [""] * 4
         if runs:
-            content = runs[0][1]
-            seconds = sum(content["seconds"] for _, content in runs) / len(runs)
-            about = [str(len(runs)), f"{content['steps']:,}", duration(seconds), command(content)]
+            time = duration(fmean(content["seconds"] for _, content in runs))
+            about = [str(len(runs)), f"{runs[0][1]['steps']:,}", time, command(runs[0][1])]
         for on in sets:
             psnr = [mean([(scores[on, scale].get("student") or scores[on, scale]["teacher"])[0]
                           for scores, _ in runs if (on, scale) in scores]) for scale in scales]

@@ -63,11 +63,8 @@ def save_comparison(path, examples):
 
     The crop is where bicubic is most wrong.
     """
-    rows = [comparison(*example) for example in examples]
-    sheet = Image.new("RGB", (rows[0].width, rows[0].height * len(rows)))
-    for i, row in enumerate(rows):
-        sheet.paste(row, (0, row.height * i))
-    save_png(sheet.save, path)
+    sheet = np.vstack([comparison(*example) for example in examples])
+    save_png(Image.fromarray(sheet).save, path)
 
 
 def comparison(name, scale, image_name, outputs):

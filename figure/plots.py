@@ -40,7 +40,10 @@ def open_json(path):
 
 
 def new_figure(width, height):
-    """An empty matplotlib Figure of that size in inches. Raises InputError where matplotlib is missing."""
+    """An empty matplotlib Figure of that size in inches; the process has STYLE from then on.
+
+    Raises InputError where matplotlib is missing.
+    """
     try:
         import matplotlib.figure
     except ImportError:

@@ -32,19 +32,19 @@ FOLDERS = r" --(data_dir|tmp_data_dir|save_dir|tmp_save_dir|output|resume)[= ]\S
 
 
 def read_results(path):
-    """({(set, scale): {name: (psnr, ssim)}}, the whole content) of a results.json. Raises InputError."""
+    """({(set, scale): {name: (psnr, ssim)}}, all that it says of the run) of a results.json. Raises InputError."""
     with open_json(path) as record:
         scores = {(name, int(scale)): {which: (float(s["psnr"]), float(s["ssim"])) for which, s in row.items()}
                   for name, by_scale in record["results"].items() for scale, row in by_scale.items()}
+        steps = int(record.get("student_steps", record.get("steps", 0)))
         return scores, {"args": {}, "seconds": 0, "images": 0, "date": "undated", "git": "unknown", "device": "",
-                        **record, "steps": record.get("student_steps", record.get("steps", 0))}
+                        "command": "", **record, "steps": steps}
 
 
 def collect(folder):
     """({(set, scale): {column: (psnr, ssim)}}, {column: [content of its files, the run's first]}) of a folder.
 
-    The bicubic column is any file's. Raises InputError for a file without its column's scores, or with other ones than
-    another file of the column.
+    Where files score the same, the first counts. Raises InputError for a file without its column's scores.
     """
     measured, records = {}, {}
     for path in sorted(Path(folder).iterdir(), key=lambda path: path.stem):
@@ -53,15 +53,11 @@ def collect(folder):
             continue
         scores, record = read_results(path)
         records.setdefault(column, []).append(record)
-        name = COLUMNS[column][2]
-        for row, reached in scores.items():
-            if name not in reached:
-                raise InputError(f"{path}: has no scores of a {name}, but of {', '.join(reached)}")
-            cells = measured.setdefault(row, {})
-            if abs(cells.setdefault(column, reached[name])[0] - reached[name][0]) > 0.01:
-                raise InputError(f"{path}: scores {row[0]} x{row[1]} otherwise than another file of {column}")
-            if "bicubic" in reached:
-                cells.setdefault("bicubic", reached["bicubic"])
+        for place, reached in scores.items():
+            for cell, name in ((column, COLUMNS[column][2]), ("bicubic", "bicubic")):
+                if name not in reached:
+                    raise InputError(f"{path}: has no scores of a {name}, but of {', '.join(reached)}")
+                measured.setdefault(place, {}).setdefault(cell, reached[name])
     return measured, records
 
 
@@ -72,17 +68,15 @@ def duration(seconds):
 
 
 def facts(record):
-    """{name in FACTS: text} of a results.json; those of training are missing where it was only scored."""
-    teacher = {"teacher": Path(record["args"].get("pretrained") or "").name}
-    if not record["steps"]:
-        return teacher
-    return {"device": record["device"], "steps": f"{record['steps']:,}", "images": f"{record['images']:,}",
-            "time": duration(record["seconds"]), **teacher}
+    """The texts of FACTS; those of training are empty where the network was only scored."""
+    trained = [record["device"], f"{record['steps']:,}", f"{record['images']:,}", duration(record["seconds"])] \
+        if record["steps"] else [""] * 4
+    return [*trained, Path(record["args"].get("pretrained") or "").name]
 
 
 def command(record):
     """The command of a results.json, as code, without its folders; of other paths the file's name."""
-    words = re.sub(r"[^\s=]*/", "", re.sub(FOLDERS, "", record.get("command", "")))
+    words = re.sub(r"[^\s=]*/", "", re.sub(FOLDERS, "", record["command"]))
     return words and f"`{words}`"
 
 
@@ -98,8 +92,8 @@ def cell(ours, paper):
 def table_rows(measured, records):
     """The whole table as rows of Markdown: headings, facts, the paper's twelve rows."""
     rows = [["", ""] + [f"**{heading}**<br>{meaning}" for heading, meaning, *_ in COLUMNS.values()]]
-    about = [facts(records[column][0]) if column in records else {} for column in COLUMNS]
-    rows += [[name, ""] + [column.get(name, "") for column in about] for name in FACTS]
+    about = [facts(records[column][0]) if column in records else [""] * len(FACTS) for column in COLUMNS]
+    rows += [[name, "", *texts] for name, texts in zip(FACTS, zip(*about))]
     for (name, scale), paper in paper_table().items():
         ours = measured.get((name, scale), {})
         rows.append([name, f"x{scale}"] + [cell(ours.get(column), paper[theirs])
