@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 
 from engine.options import Parser
+from figure.plots import markdown_table
 from figure.table import MISSING, command, duration, read_results
 from utils import run_script, write_atomically
 
@@ -48,8 +49,7 @@ def markdown(rows):
     paper = ["the paper's"] if "m1" in rows else []
     heads = ["run", "set", *(f"x{scale}" for scale in scales), *paper, "runs", "steps", "time", "command"]
     devices = ", ".join(sorted({content["device"] for _, content in everything}))
-    lines = ["PSNR in dB, mean over the runs ± half of how far they are apart; their mean time; steps and command of the "
-             f"first. Measured on {devices}.", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = []
     for name, runs in rows.items():
         label, theirs = TABLE2.get(name, (name, ""))
         about = [""] * 4
@@ -60,8 +60,9 @@ def markdown(rows):
             psnr = [mean([(scores[on, scale].get("student") or scores[on, scale]["teacher"])[0]
                           for scores, _ in runs if (on, scale) in scores]) for scale in scales]
             shown = [theirs if on == "Set5" else ""] * len(paper)
-            lines.append(f"| {' | '.join([label, on, *psnr, *shown, *about])} |")
-    return "\n".join(lines) + "\n"
+            lines.append([label, on, *psnr, *shown, *about])
+    return ("PSNR in dB, mean over the runs ± half of how far they are apart; their mean time; steps and command of "
+            f"the first. Measured on {devices}.\n\n{markdown_table(heads, lines)}")
 
 
 def parse_arguments(argv=None):

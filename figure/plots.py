@@ -59,6 +59,12 @@ def save_png(save, path):
     write_atomically(path, buffer.getvalue())
 
 
+def markdown_table(heads, rows):
+    """Markdown of rows of texts under their heads."""
+    lines = [f"| {' | '.join(row)} |\n" for row in (heads, *rows)]
+    return "".join([lines[0], "|---" * len(heads), "|\n", *lines[1:]])
+
+
 def log_x(axes):
     """A logarithmic x axis with numbers at 1, 2, 5, 10, 20, ..."""
     axes.set_xscale("log", subs=[2, 5])
@@ -158,12 +164,10 @@ def compare_widths(rows):
     rows = sorted(rows, key=lambda row: row["width"])
     name, device, scales = rows[0].get("set", "Set5"), rows[0].get("device", "CPU"), list(rows[0]["psnr"])
     heads = ["channels", "parameters", "10^9 multiply-adds", "latency (ms)", *(f"x{scale}" for scale in scales)]
-    table = f"PSNR in dB on {name}; multiply-adds a megapixel of output; latency on {device}.\n\n"
-    table += f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|\n"
-    for row in rows:
-        table += "| {width} | {parameters:,} | {gmacs_per_megapixel:.1f} | {latency_ms:.1f} | ".format(**row)
-        table += " | ".join(f"{row['psnr'][scale]:.2f}" for scale in scales) + " |\n"
-
+    texts = [[str(row["width"]), f"{row['parameters']:,}", f"{row['gmacs_per_megapixel']:.1f}",
+              f"{row['latency_ms']:.1f}", *(f"{row['psnr'][scale]:.2f}" for scale in scales)] for row in rows]
+    table = (f"PSNR in dB on {name}; multiply-adds a megapixel of output; latency on {device}.\n\n"
+             + markdown_table(heads, texts))
     figure, psnr = new_figure(8, 3.6), [fmean(row["psnr"].values()) for row in rows]
     paper = [scores for (on, scale), scores in paper_table().items() if on == name and str(scale) in scales]
     costs = {"gmacs_per_megapixel": "$10^9$ multiply-adds a megapixel of output",

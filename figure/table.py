@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.table import paper_table
 from engine.options import Parser
-from figure.plots import new_figure, open_json, save_png
+from figure.plots import markdown_table, new_figure, open_json, save_png
 from utils import InputError, run_script, write_atomically
 
 COLUMNS = {  # heading, what it means, its name in results.json, the paper's column beside it, colour
@@ -103,13 +103,11 @@ def table_rows(measured, records):
 
 def markdown(rows, records):
     """The table of table_rows's rows, and below it the commands."""
-    heads, *lines = [f"| {' | '.join(row)} |" for row in rows]
-    lines = [f"{CELLS} {BESIDE}", "", heads, "|---" * len(rows[0]) + "|", *lines, "",
-             "Where each column comes from:", ""]
+    text = f"{CELLS} {BESIDE}\n\n{markdown_table(rows[0], rows[1:])}\nWhere each column comes from:\n\n"
     for column, (heading, meaning, *_) in list(COLUMNS.items())[1:]:
         sources = [f"{record['date']}, commit {record['git']}, {command(record)}" for record in records.get(column, ())]
-        lines.append(f"- {heading}, {meaning}: {'; '.join(sources) or MISSING}")
-    return "\n".join(lines) + "\n"
+        text += f"- {heading}, {meaning}: {'; '.join(sources) or MISSING}\n"
+    return text
 
 
 def picture(rows):
