@@ -23,28 +23,26 @@ from bicubic import imresize
 from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_validation
 from data.images import HELD_OUT, find_training_images
 from data.sources import Bank, dead_leaves_source, folder_source, lr_size, network_input, noise_source, start_images
-from data.table import format_table, paper_scores
 from engine import parallel
-from engine.graphs import call, recorder
+from engine.graphs import eager, recorder
 from engine.learner import Learner, autocast, decay, distance, frozen, make_optimizer, train_step
-from engine.log import Log
-from engine.options import (MAY_CHANGE, Parser, add_shared_flags, check_places, count, positive, set_up_device,
+from engine.options import (Parser, add_shared_flags, check_places, count, open_run, positive, set_up_device,
                             settle_shared_flags, weight, whole)
 from engine.run import Run
 from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
 from figure.plots import save_curves
 from models import ARCHITECTURES, Generator
 from models.pair import check_pair, check_start, load_network, new_student, student_config
-from utils import InputError, fingerprint, random_stream, run_script, save_json, save_model, seed_everything, stream_seed
+from utils import InputError, fingerprint, random_stream, run_script, save_model, seed_everything, stream_seed
 
 # The defaults are the paper's command; "fast" is this project's own.
 FAST = dict(source="dead_leaves", student_init="teacher", optimizer="muon", schedule="trapezoid", loss_type="L1",
-            batchSize=16, nEpochs=10, iter=16, stu_step=20)
+            batchSize=16, nEpochs=10, iter=15)
 RECIPES = {"paper": {}, "fast": FAST}
 # --demo: a small teacher (how it was trained is in the README) and settings for a minute on a CPU.
 DEMO = FAST | dict(
     pretrained=str(Path(__file__).parent / "models" / "demo_teacher.pth"), output="runs/demo/student.pth",
-    data_test="skimage", val_dataset="skimage", nEpochs=3, iter=10,
+    data_test="skimage", val_dataset="skimage", nEpochs=3, iter=10, stu_step=20,
 )
 
 
@@ -68,8 +66,7 @@ def parse_arguments(argv=None):
         "dead leaves images, or these and generated ones in turn")
     add("--noise", choices=("uniform", "normal"), default="uniform", help="distribution of --source=noise")
     add("--bank", type=whole, metavar="N", help="add N images every epoch to those drawn, with the teacher's outputs, "
-        "and use them all again; 0: fresh ones every step (default: 0, but on a CPU with --recipe=fast a quarter of an "
-        "epoch's)")
+        "and use them all again; 0: fresh ones every step (default: 0, but of --recipe=fast a quarter of an epoch's)")
     add("--input_size", type=count, default=48, help="side of the student's inputs, in HR pixels")
     add("--stu_step", type=count, default=50, help="student steps a round")
     add("--latent", type=count, default=256, help="length of the latent vector")
@@ -140,29 +137,25 @@ def generator_step(generator, student, teacher, z, scale, D, reconw, gw, rounded
     student.network.eval()
     with frozen(student.network):
         L_R, L_adv = generator_losses(generator.network, student.network, teacher, z, scale, D, rounded)
-        generator.descend(reconw * L_R + gw * L_adv)
+        generator.step(reconw * L_R + gw * L_adv)
     pixels = parallel.world() * len(z) * teacher.channels * generator.network.size**2
     return torch.stack((parallel.total(L_R.detach()) / pixels, L_adv.detach()))
 
 
-def stages(depth, settings):
-    """Progressive distillation: [(first epoch, epoch after the last, body blocks), ...]."""
-    begins = [1 + i * settings.inc_step for i in range(settings.inc_num)]
-    blocks = [depth * (i + 1) // settings.inc_num for i in range(settings.inc_num)]
-    return list(zip(begins, begins[1:] + [settings.nEpochs + 1], blocks))
-
-
 def stage(epoch, depth, settings):
-    """The one of stages() that an epoch belongs to."""
-    return next(stage for stage in stages(depth, settings) if epoch < stage[1])
+    """Progressive distillation: (first epoch, epoch after the last, body blocks) of the stage that `epoch` belongs to."""
+    s = settings
+    number = min(max(epoch - 1, 0) // s.inc_step, s.inc_num - 1) if s.inc_num > 1 else 0
+    last = number == s.inc_num - 1
+    return 1 + number * s.inc_step, s.nEpochs + 1 if last else 1 + (number + 1) * s.inc_step, depth * (number + 1) // s.inc_num
 
 
-def distil(teacher, student, images, settings, generators=None, depth=0, run=None, validate=None, call=call):
+def distil(teacher, student, images, settings, generators=None, depth=0, run=None, call=eager):
     """Distil the network `teacher` into the network `student`, which is returned.
 
     images(step): a batch x and the teacher's output T(x), see labelled. generators: {scale: learner of G_s}, where they
-    learn. depth: the student's body blocks at the end, where it grows in stages. run: an engine.run.Run, for log and
-    checkpoints. validate(student): {scale: PSNR} after an epoch. call: how steps are run, see engine.graphs.
+    learn. depth: the student's body blocks at the end, where it grows in stages. run: an engine.run.Run, for validation,
+    log and checkpoints. call: how steps are run, see engine.graphs.
     """
     s, D = settings, distance(settings.loss_type)
     learner = lambda network: Learner(network, make_optimizer(network, s.optimizer, s.lr, s.momentum, s.weight_decay),
@@ -190,7 +183,7 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
                 x, target = images(number * s.stu_step + k)
                 run.sums[0] += call(train_step, S, x, target, D) / s.stu_step
                 run.steps += 1
-                run.done(i, k + 1)
+                run.advance(i, k + 1)
             S.check()
 
             # Generator phase: lower reconw * L_R + gw * L_adv.
@@ -200,10 +193,10 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
                 G.set_rate(decay(s.schedule, done, s.nEpochs, s.step))
                 run.sums[1:] += call(generator_step, G, S, teacher, z, scale, D, s.reconw, s.gw, s.rounded)
                 G.check()
-            run.done(i + 1)
+            run.advance(i + 1)
             if i % 10 == 0:
                 progress.set_postfix(run.postfix())
-        run.end_epoch(S, validate(student.eval()) if validate else {})
+        run.end_epoch(S)
     return student.eval()
 
 
@@ -312,10 +305,8 @@ def settle(args):
     """Fill in the defaults that depend on other flags. Touches nothing else."""
     settle_shared_flags(args, "demo" if args.demo else "distillation", "student.pth")
     if args.bank is None:
-        fast = args.recipe == "fast" or args.demo
-        on_cpu = args.device == "cpu" or args.device == "auto" and not torch.cuda.is_available()
-        seen = args.iter * args.stu_step * args.batchSize  # in an epoch
-        args.bank = -(-seen // 4) if fast and on_cpu and "generator" not in args.source else 0
+        reuse = (args.recipe == "fast" or args.demo) and "generator" not in args.source
+        args.bank = -(-args.iter * args.stu_step * args.batchSize // 4) if reuse else 0
 
 
 def warn_of_a_bad_teacher(validation, teacher, path, log):
@@ -326,94 +317,81 @@ def warn_of_a_bad_teacher(validation, teacher, path, log):
                  "that it was taken for?")
 
 
-def prepare(args, settings, teacher):
-    """All that reads the user's images, before the run's folder is touched: (validation, generators, source, call)."""
-    validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), settings.scales, args.device)
-    call = recorder(args.device, args.plain)
-    generators = None
-    if "generator" in args.source:
-        generators = make_generators(settings, args.input_size, teacher, args.device)
-    return validation, generators, make_source(args, settings, teacher, generators, call), call
-
-
-def train(args, settings, run, teacher, config, validation, generators, draw, call):
-    """Distil by the flags. Returns the student."""
-    if parallel.leader():
-        warn_of_a_bad_teacher(validation, teacher, args.pretrained, run.log)
-
+def first_student(args, settings, run, teacher, config):
+    """The student that a run begins with: at random or from its teacher, as deep as the stage of the run's last step."""
     seed_everything(args.seed, "student", 0)
-    blocks = stage(run.epoch - (run.round == run.step == 0), config["n_resblocks"], settings)[2]  # of the last step
-    images = (start_images(settings.scales, args.input_size, teacher.channels, teacher.upscaled_input, args.seed,
-                           args.device) if args.student_init == "teacher" and not run.state else None)
-    student = new_student(teacher, {**config, "n_resblocks": blocks}, args.device, args.model, images, args.seed,
-                          parallel.quiet())
+    blocks = stage(run.epoch - (run.round == run.step == 0), config["n_resblocks"], settings)[2]
+    images = None
+    if args.student_init == "teacher" and not run.state:
+        images = start_images(settings.scales, args.input_size, teacher.channels, teacher.upscaled_input, args.seed,
+                              args.device)
+    return new_student(teacher, {**config, "n_resblocks": blocks}, args.device, args.model, images, args.seed,
+                       parallel.quiet())
 
-    def validate(student):
-        psnr = {}
-        if parallel.leader():
-            with run.resting():
-                psnr = validation.psnr(student)
-            save_epoch_samples(run.path / f"samples/epoch_{run.epoch:04d}.png",
-                               [draw(scale, -1, args.batchSize) for scale in settings.scales])
-        parallel.wait()
-        return psnr
 
-    images = labelled(args, settings, teacher, draw, call)
-    return distil(teacher, student, images, settings, generators, config["n_resblocks"], run, validate, call)
+def networks_to_score(args):
+    """--test_only: {name: network} of the teacher and --student."""
+    if not args.student:
+        raise InputError("--test_only: say which student to score with --student")
+    teacher, student = (load_network(path, role, args.device, args.model, args.res_scale)
+                        for path, role in ((args.pretrained, "teacher"), (args.student, "student")))
+    check_pair(teacher, student, args.pretrained, args.student)
+    return {"teacher": teacher, "student": student}
 
 
 def main(args):
     settle(args)
     check_places(args)
     set_up_device(args)
-    teacher = load_network(args.pretrained, "teacher", args.device, args.model, args.res_scale).requires_grad_(False)
+    networks = networks_to_score(args) if args.test_only else {
+        "teacher": load_network(args.pretrained, "teacher", args.device, args.model, args.res_scale)}
+    teacher = networks["teacher"].requires_grad_(False)
     if args.arch not in (None, teacher.config["arch"]):
         raise InputError(f"--arch {args.arch}: {args.pretrained} is of another, {teacher.config['arch']}")
     args.loss_type = args.loss_type or ("MSE" if teacher.upscaled_input else "L1")
     scales = choose_scales(args.scale, teacher, args.pretrained)
-    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings) if field.name != "scales"},
-                        scales=scales)
+    settings = Settings(scales, **{field.name: getattr(args, field.name) for field in fields(Settings)[1:]})
     config = student_config(teacher, args.model_type == "half", args.n_resblocks, args.n_feats)
-    if args.test_only:
-        if not args.student:
-            raise InputError("--test_only: say which student to score with --student")
-        student = load_network(args.student, "student", args.device, args.model, args.res_scale)
-        check_pair(teacher, student, args.pretrained, args.student)
-    else:
-        check(args, teacher, config, settings)
     benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device, args.self_ensemble)
-    log = Log(args.save_dir, args.tensorboard)
-    same = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
-    run = Run(args.save_dir, log, {**same, "script": "distillation", "teacher": fingerprint(teacher)}, args.resume,
-              args.nEpochs, losses("generator" in args.source), args.start_epoch, args.batchSize, args.checkpoint_every,
-              args.device)
-    prepared = None if args.test_only else prepare(args, settings, teacher)
+    validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
+    call = recorder(args.device, args.plain)
+    generators = draw = None
+    if not args.test_only:
+        check(args, teacher, config, settings)
+        if "generator" in args.source:
+            generators = make_generators(settings, args.input_size, teacher, args.device)
+        draw = make_source(args, settings, teacher, generators, call)
+
+    def validate(student, epoch):
+        save_epoch_samples(Path(args.save_dir, f"samples/epoch_{epoch:04d}.png"),
+                           [draw(scale, -1, args.batchSize) for scale in scales])
+        return validation.psnr(student)
+
+    run = open_run(args, "distillation", losses(generators), validate, teacher=fingerprint(teacher))
     with run:
-        if parallel.leader():
-            save_json(vars(args), run.path / "config.json")
+        trained = {}
         if not args.test_only:
-            student = train(args, settings, run, teacher, config, *prepared)
+            if parallel.leader():
+                warn_of_a_bad_teacher(validation, teacher, args.pretrained, run.log)
+            student = first_student(args, settings, run, teacher, config)
+            images = labelled(args, settings, teacher, draw, call)
+            networks["student"] = distil(teacher, student, images, settings, generators, config["n_resblocks"], run, call)
+            trained = {"seconds": round(run.seconds, 1), "student_steps": run.steps, "images": run.steps * args.batchSize,
+                       "bank": args.bank}
         if parallel.leader():
-            if not args.test_only:
-                save_model(student, args.output)
-                save_sample_sheet(run.path / "samples", run.path / "samples.png", scales)
-                if not save_curves(run.path):
-                    log.line("curves.png was not drawn: it needs matplotlib (pip install matplotlib)")
-            report(args, run, {"teacher": teacher, "student": student}, benchmarks)
-        parallel.wait()
+            report(args, run, networks, benchmarks, trained)
 
 
-def report(args, run, networks, benchmarks):
-    """Score the networks: results.json, comparison.png, a table."""
-    training_seconds = run.seconds
-    with run.resting():
-        results = benchmarks.scores(networks)
+def report(args, run, networks, benchmarks, trained):
+    """Leave the student, score it beside its teacher, draw pictures."""
+    if trained:
+        save_model(networks["student"], args.output)
+        save_sample_sheet(run.path / "samples", run.path / "samples.png", benchmarks.scales)
+        if not save_curves(run.path):
+            run.log.line("curves.png was not drawn: it needs matplotlib (pip install matplotlib)")
+    with run.interruptible():
+        run.log.report(benchmarks, networks, vars(args), **trained)
         save_comparison(run.path / "comparison.png", benchmarks.examples(networks))
-    protocol = benchmarks.protocol(networks)
-    trained = {} if args.test_only else {"seconds": round(training_seconds, 1), "student_steps": run.steps,
-                                         "images": run.steps * args.batchSize, "bank": args.bank}
-    run.log.results(results, protocol, vars(args), **trained)
-    run.log.line(format_table(results, protocol, paper_scores(networks["teacher"])))
     run.log.line(f"student: {args.student or args.output}; pictures and results: {run.path}")
 
 

@@ -17,19 +17,16 @@ from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_valida
 from data.images import HELD_OUT, find_training_images
 from data.patches import TrainingPatches
 from data.sources import start_images
-from data.table import format_table, paper_scores
 from engine import parallel
 from engine.graphs import recorder
 from engine.learner import Learner, decay, distance, make_optimizer, train_step
-from engine.log import Log
-from engine.options import (MAY_CHANGE, Parser, add_shared_flags, check_places, count, number, positive, set_up_device,
+from engine.options import (Parser, add_shared_flags, check_places, count, number, open_run, positive, set_up_device,
                             settle_shared_flags)
-from engine.run import Run
 from figure.plots import save_curves
 from models import PRESETS, build_model, half_width
 from models.load import load_model
 from models.pair import check_start, new_student, student_config
-from utils import InputError, fingerprint, run_script, save_json, save_model, seed_everything
+from utils import InputError, fingerprint, run_script, save_model, seed_everything
 
 ARCHITECTURE_FLAGS = ("arch", "n_resblocks", "n_feats", "res_scale")
 
@@ -50,8 +47,8 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
-def train(model, patches, settings, run, validate, call):
-    """Train the network `model` to lower D(model(input), HR). settings: the flags, as of main; validate: as in distil."""
+def train(model, patches, settings, run, call):
+    """Train the network `model` to lower D(model(input), HR). settings: the flags, as of main; run, call: as in distil."""
     s, D = settings, distance(settings.loss_type)
     optimizer = make_optimizer(model, s.optimizer, s.lr, s.momentum, s.weight_decay)
     learner = Learner(model, optimizer, s.precision, s.clip)
@@ -67,50 +64,43 @@ def train(model, patches, settings, run, validate, call):
             if i % 50 == 0 or i + 1 == s.iter:  # these wait for the GPU
                 learner.check()
                 progress.set_postfix(run.postfix())
-            run.done(i + 1)
-        run.end_epoch(learner, validate(model.eval()))
+            run.advance(i + 1)
+        run.end_epoch(learner)
     return model.eval()
 
 
 def make_model(args, pretrained):
-    """The network to train: `pretrained`, or a new one of --arch, --n_resblocks, --n_feats, halved."""
-    given = {name: getattr(args, name) for name in ARCHITECTURE_FLAGS if getattr(args, name) is not None}
-    if args.student_init == "teacher":
-        return make_student(args, pretrained)
-    if pretrained:
-        if given.keys() - {"res_scale"}:
-            raise InputError(f"--{next(iter(given))}: cannot go with --pretrained, which says the architecture")
+    """The network to train: `pretrained`, or a new one of --arch, --n_resblocks, --n_feats, halved or fitted to it."""
+    given = {name: getattr(args, name) for name in ("n_resblocks", "n_feats", "res_scale") if getattr(args, name)}
+    asked = {**PRESETS[args.arch or "vdsr"], **given}
+    if pretrained and args.student_init == "random":
+        wrong = [name for name in ("arch", "n_resblocks", "n_feats") if asked[name] != pretrained.config[name]
+                 and (args.arch if name == "arch" else name in given or args.arch)]
+        if wrong:
+            raise InputError(f"--{wrong[0]} {getattr(args, wrong[0])}: {args.pretrained} has {pretrained.config[wrong[0]]}")
         if pretrained.upscaled_input or args.test_only or args.scale in (0, *pretrained.scales):
             return pretrained
         seed_everything(args.seed, "model")
-        return lend(pretrained, build_model({**pretrained.config, "scale": args.scale}).to(args.device))
-    config = {**PRESETS[given.pop("arch", "vdsr")], **given}
-    if config["arch"] == "edsr":
+        return copy_what_fits(pretrained, build_model({**pretrained.config, "scale": args.scale}).to(args.device))
+    if args.student_init == "teacher":
+        if not pretrained or args.model_type != "half":
+            raise InputError("--student_init teacher: needs --model_type=half and the teacher as --pretrained")
+        if args.arch and asked["arch"] != pretrained.config["arch"]:
+            raise InputError(f"--arch {args.arch}: {args.pretrained} is of another, {pretrained.config['arch']}")
+        config = student_config(pretrained, True, args.n_resblocks, args.n_feats)
+        check_start(pretrained, config)
+        return build_model(config).to(args.device)
+    if asked["arch"] == "edsr":
         if not args.scale:
             raise InputError("--scale 0: an edsr has one scale; give --scale 2, 3 or 4")
-        config["scale"] = args.scale
+        asked["scale"] = args.scale
     elif "res_scale" in given:
         raise InputError("--res_scale: only an edsr has it")
     seed_everything(args.seed, "model")
-    return build_model(half_width(config) if args.model_type == "half" else config).to(args.device)
+    return build_model(half_width(asked) if args.model_type == "half" else asked).to(args.device)
 
 
-def make_student(args, teacher):
-    """A network of half the teacher's width, or --n_feats. Its weights: fit_to_teacher."""
-    if not teacher or args.model_type != "half":
-        raise InputError("--student_init teacher: needs --model_type=half and the teacher as --pretrained")
-    config = student_config(teacher, True, args.n_resblocks, args.n_feats)
-    check_start(teacher, config)
-    return build_model(config).to(args.device)
-
-
-def fit_to_teacher(args, model, teacher):
-    """The model as a student that starts from its teacher's layers."""
-    images = start_images(teacher.scales, 48, teacher.channels, teacher.upscaled_input, args.seed, args.device)
-    return new_student(teacher, model.config, args.device, images=images, seed=args.seed, disable=parallel.quiet())
-
-
-def lend(model, other):
+def copy_what_fits(model, other):
     """`other` with the weights of `model` that fit: an EDSR of another scale starts with all but its upsampler."""
     weights = model.state_dict()
     for name, tensor in other.state_dict().items():
@@ -132,50 +122,30 @@ def main(args):
         raise InputError(f"--patch_size {args.patch_size}: must be a multiple of the scale, {scales[0]}")
     args.loss_type = args.loss_type or ("MSE" if model.upscaled_input else "L1")
     benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device, args.self_ensemble)
-    log = Log(args.save_dir, args.tensorboard)
-    settings = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
-    settings |= {"script": "train_teacher", "initial": fingerprint(pretrained) if pretrained else None, **model.config}
-    run = Run(args.save_dir, log, settings, args.resume, args.nEpochs, ("loss",), args.start_epoch, args.batchSize,
-              args.checkpoint_every, args.device)
+    validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
+    run = open_run(args, "train_teacher", validate=lambda model, epoch: validation.psnr(model),
+                   initial=fingerprint(pretrained) if pretrained else None, **model.config)
     if not args.test_only:
-        validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
         paths = find_training_images(args.data_dir, args.val_dataset == HELD_OUT)
         patches = TrainingPatches(paths, scales, args.patch_size, args.seed, args.device, model.channels,
                                   model.upscaled_input, parallel.quiet())
-
-    def validate(model):
-        psnr = {}
-        if parallel.leader():
-            with run.resting():
-                psnr = validation.psnr(model)
-        parallel.wait()
-        return psnr
-
     with run:
-        if parallel.leader():
-            save_json(vars(args), run.path / "config.json")
-        if args.student_init == "teacher" and not run.state:
-            model = fit_to_teacher(args, model, pretrained)
+        trained = {}
         if not args.test_only:
-            train(model, patches, args, run, validate, recorder(args.device, args.plain))
+            if args.student_init == "teacher" and not run.state:
+                images = start_images(scales, 48, model.channels, model.upscaled_input, args.seed, args.device)
+                model = new_student(pretrained, model.config, args.device, images=images, seed=args.seed,
+                                    disable=parallel.quiet())
+            train(model, patches, args, run, recorder(args.device, args.plain))
+            trained = {"seconds": round(run.seconds, 1), "steps": run.steps, "images": run.steps * args.batchSize}
         if parallel.leader():
-            if not args.test_only:
+            if trained:
                 save_model(model, args.output)
-                log.line(f"the trained network is {args.output}")
+                run.log.line(f"the trained network is {args.output}")
                 save_curves(run.path)
-            report(args, run, model, benchmarks)
-        parallel.wait()
-
-
-def report(args, run, model, benchmarks):
-    """Score the network: results.json and a table."""
-    seconds, networks = run.seconds, {"teacher" if args.model_type == "origin" else "student": model}
-    with run.resting():
-        results = benchmarks.scores(networks)
-    protocol = benchmarks.protocol(networks)
-    trained = {"seconds": round(seconds, 1), "steps": run.steps, "images": run.steps * args.batchSize}
-    run.log.results(results, protocol, vars(args), **({} if args.test_only else trained))
-    run.log.line(format_table(results, protocol, paper_scores(model)))
+            with run.interruptible():
+                run.log.report(benchmarks, {"teacher" if args.model_type == "origin" else "student": model}, vars(args),
+                               **trained)
 
 
 if __name__ == "__main__":

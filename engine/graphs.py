@@ -8,14 +8,14 @@ from utils import InputError
 WARM_UP = 3  # calls that run as they are: libraries choose their kernels and optimizers make their state in them
 
 
-def call(function, *arguments):
+def eager(function, *arguments):
     """In the place of a Recorder where nothing is recorded: on the CPU, with --plain, in several processes."""
     return function(*arguments)
 
 
 def recorder(device, plain=False):
-    """How steps run fastest on the device: by a Recorder on one GPU, else by call."""
-    return Recorder(device) if device.type == "cuda" and parallel.world() == 1 and not plain else call
+    """How steps run fastest on the device: by a Recorder on one GPU, else by eager."""
+    return Recorder(device) if device.type == "cuda" and parallel.world() == 1 and not plain else eager
 
 
 class Recorder:

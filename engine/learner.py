@@ -76,36 +76,40 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
+        skip = getattr(self, "found_inf", None)  # 1 where the gradient is not finite: then everything stays as it is
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
-            if weights:
-                skip = getattr(self, "found_inf", None)
-                go = 1.0 if skip is None else 1 - skip.to(weights[0].device)  # 0: everything stays as it is
-                gradients = [weight.grad if skip is None else weight.grad.nan_to_num(0, 0, 0) for weight in weights]
-                updates = (self._muon if group["muon"] else self._adam)(weights, gradients, go, group["momentum"])
-                for weight, update in zip(weights, updates):
-                    weight.sub_(group["lr"] * go * (update + group["weight_decay"] * weight))
+            if not weights:
+                continue
+            gradients, go = [weight.grad for weight in weights], 1.0
+            if skip is not None:
+                gradients, go = [gradient.nan_to_num(0, 0, 0) for gradient in gradients], 1 - skip.to(weights[0].device)
+            if group["muon"]:
+                updates = self._muon(weights, gradients, go, group["momentum"])
+            else:
+                updates = [self._adam(self.state[weight], gradient, go) for weight, gradient in zip(weights, gradients)]
+            for weight, update in zip(weights, updates):
+                weight.sub_(group["lr"] * go * (update + group["weight_decay"] * weight))
 
-    def _muon(self, weights, gradients, go, momentum):
-        first = self.state[weights[0]]
-        stacked = torch.stack([gradient.flatten(1) for gradient in gradients])
-        buffer = first.setdefault("momentum_buffer", torch.zeros_like(stacked))
-        buffer.lerp_(stacked, (1 - momentum) * go)
-        return [update.reshape(weight.shape) for weight, update
-                in zip(weights, orthogonalize(stacked.lerp(buffer, momentum)))]
+    def _muon(self, kernels, gradients, go, momentum):
+        nesterov = []
+        for kernel, gradient in zip(kernels, gradients):
+            buffer = self.state[kernel].setdefault("momentum_buffer", torch.zeros_like(kernel))
+            buffer.lerp_(gradient, (1 - momentum) * go)
+            nesterov.append(gradient.lerp(buffer, momentum).flatten(1))
+        return [update.view(kernels[0].shape) for update in orthogonalize(torch.stack(nesterov))]
 
-    def _adam(self, weights, gradients, go, _, betas=(0.9, 0.999)):
-        for weight, gradient in zip(weights, gradients):
-            state = self.state[weight]
-            if not state:
-                state.update(step=torch.zeros((), device=weight.device), exp_avg=torch.zeros_like(weight),
-                             exp_avg_sq=torch.zeros_like(weight))
-            state["step"] += go
-            for name, beta, value in zip(("exp_avg", "exp_avg_sq"), betas, (gradient, gradient.square())):
-                state[name].lerp_(value, (1 - beta) * go)
-            mean, square = (state[name] / (1 - beta ** state["step"].clamp(min=1))
-                            for name, beta in zip(("exp_avg", "exp_avg_sq"), betas))
-            yield mean / (square.sqrt() + 1e-8)
+    def _adam(self, state, gradient, go, betas=(0.9, 0.999)):
+        if not state:
+            state.update(step=gradient.new_zeros(()), exp_avg=torch.zeros_like(gradient),
+                         exp_avg_sq=torch.zeros_like(gradient))
+        state["step"] += go
+        corrected = []
+        for name, beta, value in zip(("exp_avg", "exp_avg_sq"), betas, (gradient, gradient.square())):
+            state[name].lerp_(value, (1 - beta) * go)
+            corrected.append(state[name] / (1 - beta ** state["step"].clamp(min=1)))
+        mean, square = corrected
+        return mean / (square.sqrt() + 1e-8)
 
 
 def orthogonalize(matrices, steps=5):
@@ -185,8 +189,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"].fill_(factor * group["initial_lr"])
 
-    def descend(self, loss):
-        """One step down `loss`, the gradient's norm clipped; none where loss or gradient is not finite.
+    def step(self, loss):
+        """One step to lower `loss`, the gradient's norm clipped; none where loss or gradient is not finite.
 
         Returns the loss, detached, the sum over the processes where there are several.
         """
@@ -196,7 +200,7 @@ class Learner:
         next(weight.grad for weight in self.weights if weight.grad is not None).add_(0 * loss)  # nan where that is not
         self.scaler.unscale_(self.optimizer)  # finite: of L1 the gradient may be, and the step would be made
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.clip)
-        self._judge(loss, norm)
+        self._note_failure(loss, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if not loss.is_cuda:
@@ -204,7 +208,7 @@ class Learner:
         return loss
 
     @torch.no_grad()
-    def _judge(self, loss, norm):
+    def _note_failure(self, loss, norm):
         """Remember the first loss or gradient that is not finite; of an fp16 gradient, once its scale is no excuse."""
         small = self.scaler.scale(torch.ones((), device=self.device)) <= self.least_scale
         self.found.copy_(torch.where(self.failed, self.found, torch.stack((loss, norm))))
@@ -236,4 +240,4 @@ def train_step(model, inputs, target, D):
     model.network.train()
     with autocast(inputs.device, model.precision):
         output = model.network(inputs)
-    return model.descend(D(output, target)) / (target.numel() * parallel.world())
+    return model.step(D(output, target)) / (target.numel() * parallel.world())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data.table import format_table, paper_scores
 from engine import parallel
 from utils import append_line, device_name, git_revision, save_json, write_atomically
 
@@ -48,15 +49,17 @@ class Log:
         numbers = {**losses, **more, **{f"PSNR/x{scale}": value for scale, value in psnr.items()}}
         self._board(epoch, {name: value for name, value in numbers.items() if value is not None})
 
-    def results(self, results, protocol, args, **more):
-        """results.json: scores, how they were made and by what. args: the flags, a dict."""
+    def report(self, benchmarks, networks, args, **trained):
+        """Score the networks ({name: network}): results.json, with what made them, and a table. args: the flags, a dict."""
+        results, protocol = benchmarks.scores(networks), benchmarks.protocol(networks)
         command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-        save_json({"results": results, "protocol": protocol, **more, "date": time.strftime("%Y-%m-%d"),
+        save_json({"results": results, "protocol": protocol, **trained, "date": time.strftime("%Y-%m-%d"),
                    "device": device_name(args["device"]), "git": git_revision(), "command": command, "args": args},
                   self.path / "results.json")
         self._board(args["nEpochs"], {
             f"{name}/{which} x{scale}": score["psnr"] for name, by_scale in results.items()
             for scale, row in by_scale.items() for which, score in row.items()})
+        self.line(format_table(results, protocol, paper_scores(next(iter(networks.values())))))
 
     def _board(self, step, numbers):
         if self.tensorboard:

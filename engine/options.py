@@ -10,6 +10,8 @@ import torch
 
 from engine import parallel
 from engine.learner import LR
+from engine.log import Log
+from engine.run import Run
 from utils import InputError, choose_device, set_up_cpu
 
 # Flags that do not make another run: paths, logging, device and how it computes. (The scripts pass what is in
@@ -169,3 +171,11 @@ def check_places(args):
             probe.unlink()
         except OSError as error:
             raise InputError(f"--output {args.output}: cannot be written ({error.strerror})") from None
+
+
+def open_run(args, script, losses=("loss",), validate=None, **identity):
+    """The Run that the flags describe, see engine.run.Run. identity: what else makes another run."""
+    settings = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
+    return Run(args.save_dir, Log(args.save_dir, args.tensorboard), {**settings, "script": script, **identity}, vars(args),
+               args.resume, epochs=args.nEpochs, losses=losses, first_epoch=args.start_epoch, batch=args.batchSize,
+               every=args.checkpoint_every, device=args.device, validate=validate)

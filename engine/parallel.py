@@ -64,9 +64,9 @@ def total(tensor):
     """The sum of `tensor` over the processes, the same for all. Its gradient is that of this process's part."""
     if world() == 1:
         return tensor
-    everywhere = tensor.detach().clone()
-    dist.all_reduce(everywhere)
-    return tensor + (everywhere - tensor.detach())
+    summed = tensor.detach().clone()
+    dist.all_reduce(summed)
+    return tensor + (summed - tensor.detach())
 
 
 def sum_gradients(weights, loss):
@@ -86,9 +86,9 @@ def largest(number):
     """The largest of the processes' integers."""
     if world() == 1:
         return number
-    everywhere = torch.tensor(number)
-    dist.all_reduce(everywhere, dist.ReduceOp.MAX, group=_waiting)
-    return everywhere.item()
+    maximum = torch.tensor(number)
+    dist.all_reduce(maximum, dist.ReduceOp.MAX, group=_waiting)
+    return maximum.item()
 
 
 def wait():

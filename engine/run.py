@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from engine import parallel
-from utils import InputError, NotFinite, Stopped, read_checkpoint, save_atomically, save_model
+from utils import InputError, NotFinite, Stopped, read_checkpoint, save_atomically, save_json, save_model
 
 # What a checkpoint says of where the run is: what comes next, steps made, best and last validation PSNR.
 PLACE = ("epoch", "round", "step", "steps", "best", "psnr")
@@ -26,20 +26,23 @@ class Run:
     """Where a run is (epoch, round and step: what comes next; steps: made) and the mean losses of its epoch.
 
     path: its folder; None for a run that leaves nothing. log: an engine.log.Log, told of each epoch. settings: what must
-    be the same where the run is resumed. resume: None, "auto" or a checkpoint's path. epochs: how many in all. losses:
-    their names. batch: images a step. every: minutes between checkpoints. Raises InputError on a checkpoint that cannot serve, or a folder that holds another run.
+    be the same where the run is resumed. config: what config.json is to hold. resume: None, "auto" or a checkpoint's path.
+    epochs: how many in all. losses: their names. batch: images a step. every: minutes between checkpoints.
+    validate(network, epoch): {scale: PSNR} after an epoch. Raises InputError on a checkpoint that cannot serve, or a folder that
+    holds another run.
 
     Nothing is written before it is entered as a context manager. From then on SIGINT and SIGTERM end it after the
     step, with a checkpoint.
     """
 
-    def __init__(self, path=None, log=None, settings=None, resume=None, epochs=1, losses=("loss",), first_epoch=1,
-                 batch=1, every=5.0, device="cpu"):
-        self.path, self.settings, self.epochs, self.every = path and Path(path), settings or {}, epochs, every
-        self.log, self.batch, self.losses, self.sums = log, batch, losses, torch.zeros(len(losses), device=device)
+    def __init__(self, path=None, log=None, settings=None, config=None, resume=None, *, epochs=1, losses=("loss",),
+                 first_epoch=1, batch=1, every=5.0, device="cpu", validate=None):
+        self.path, self.log, self.settings, self.config = path and Path(path), log, settings or {}, config
+        self.epochs, self.batch, self.every, self.validate = epochs, batch, every, validate
+        self.losses, self.sums = losses, torch.zeros(len(losses), device=device)
         self.epoch, self.round, self.step, self.steps = first_epoch, 0, 0, 0
         self.psnr, self.best, self.seconds_before = {}, float("-inf"), 0.0
-        self.signal, self.resting_now, self.parts, self.newest_is_good = None, False, {}, True
+        self.signal, self.stop_at_once, self.parts, self.newest_is_good = None, False, {}, True
         self.state = self._find_state(resume) if path else None
         if self.state:
             for name in PLACE:
@@ -61,23 +64,20 @@ class Run:
     def _find_state(self, resume):
         """The content of the checkpoint to go on from, None for a new run."""
         found = [path for path in (self.path / "checkpoint.pth", self.path / "checkpoint_previous.pth") if path.exists()]
-        if resume == "auto":
-            for path in found:
-                try:
-                    state = _read(path)
-                except InputError as error:
-                    tqdm.write(f"warning: {error}")
-                    self.newest_is_good = False
-                else:
-                    self._compare(state, path, "nEpochs")
-                    return state
-            if found:
-                raise InputError(f"--resume auto: no checkpoint in {self.path} can be used")
-        elif resume:
-            state = _read(resume)
-            self._compare(state, resume, "nEpochs")
-            return state
-        elif found:
+        for path in found if resume == "auto" else [resume] if resume else ():
+            try:
+                state = _read(path)
+            except InputError as error:
+                if resume != "auto":
+                    raise
+                tqdm.write(f"warning: {error}")
+                self.newest_is_good = False
+            else:
+                self._compare(state, path, "nEpochs")
+                return state
+        if resume == "auto" and found:
+            raise InputError(f"--resume auto: no checkpoint in {self.path} can be used")
+        if found and not resume:
             try:
                 self._compare(_read(found[0]), found[0])
             except InputError as error:
@@ -87,12 +87,11 @@ class Run:
 
     def _compare(self, state, path, *may_differ):
         """Raise InputError, with a list, where the run that left `state` had other settings."""
-        theirs = state["settings"]
-        if theirs.get("script") != self.settings.get("script"):
-            raise InputError(f"{path}: was left by {theirs.get('script')}.py, not by {self.settings.get('script')}.py")
-        different = [f"{name} was {theirs.get(name)}, is {self.settings.get(name)}"
-                     for name in sorted(theirs.keys() | self.settings.keys())
-                     if name not in may_differ and theirs.get(name) != self.settings.get(name)]
+        theirs, ours = state["settings"], self.settings
+        if theirs.get("script") != ours.get("script"):
+            raise InputError(f"{path}: was left by {theirs.get('script')}.py, not by {ours.get('script')}.py")
+        different = [f"{name} was {theirs.get(name)}, is {ours.get(name)}" for name in sorted(theirs.keys() | ours.keys())
+                     if name not in may_differ and theirs.get(name) != ours.get(name)]
         if different:
             raise InputError(f"{path}: was left by other settings: {'; '.join(different)}")
 
@@ -109,7 +108,7 @@ class Run:
 
     # ---- going on
 
-    def done(self, round_, step=0):
+    def advance(self, round_, step=0):
         """To be called after every step: `round_` and `step` come next. Saves when it is time to."""
         self.round, self.step = round_, step
         if step == 0 and parallel.world() > 1:  # all stop at the same place or none
@@ -119,11 +118,13 @@ class Run:
         if time.time() - self.saved > 60 * self.every:
             self.save()
 
-    def end_epoch(self, learner, psnr):
-        """The epoch is over: a line of the log, the last and the best weights, a checkpoint.
-
-        psnr: {scale: dB} on the validation set, empty where there is none.
-        """
+    def end_epoch(self, learner):
+        """The epoch is over: validation, a line of the log, the last and the best weights, a checkpoint."""
+        psnr = {}
+        if self.validate and parallel.leader():
+            with self.interruptible():
+                psnr = self.validate(learner.network.eval(), self.epoch)
+        parallel.wait()
         if self.path and parallel.leader():
             save_model(learner.network, self.path / "model_last.pth")
             mean = sum(psnr.values()) / max(len(psnr), 1)
@@ -168,8 +169,8 @@ class Run:
                     for path in self.path.glob(pattern):
                         path.unlink()
             self.log.keep_epochs_before(self.epoch if self.state else 0)
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self._handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
+            save_json(self.config, self.path / "config.json")
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, kind, error, traceback):
@@ -180,8 +181,10 @@ class Run:
         if kind is NotFinite:
             where = f"epoch {self.epoch}, round {self.round + 1}, step {self.step + 1}"
             raise NotFinite(f"{error} at {where}") from None
-        if kind is None and self.signal:
-            raise self._stopped()
+        if kind is None:
+            parallel.wait()  # for the leader, which scores
+            if self.signal:
+                raise self._stopped()
 
     def _stopped(self):
         return Stopped(self.signal, bool(self.parts))
@@ -190,20 +193,20 @@ class Run:
         if self.signal == number == signal.SIGINT:
             os._exit(128 + number)  # asked twice: at once
         self.signal = number
-        if self.resting_now:
-            self.resting_now = False
+        if self.stop_at_once:
+            self.stop_at_once = False
             raise self._stopped()
 
     @contextmanager
-    def resting(self):
+    def interruptible(self):
         """While nothing learns (scoring, say), a signal need not wait for a step's end."""
-        self.resting_now = True
+        self.stop_at_once = True
         try:
             if self.signal:
                 raise self._stopped()
             yield
         finally:
-            self.resting_now = False
+            self.stop_at_once = False
 
 
 def _read(path):

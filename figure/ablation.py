@@ -3,16 +3,18 @@
     python -m figure.ablation                             # figure/results/table2 as figure/table2.md
     python -m figure.ablation figure/results/demo ...     # as figure/demo.md ...
 
-FOLDER/NAME_SEED.json (or NAME_xSCALE.json) is the results.json of a run; those of one NAME are a row. The rows of
-table2 are those of TABLE2, and the same with _teacher for students that start from the teacher.
+FOLDER/NAME_SEED.json (or NAME_xSCALE.json) is the results.json of a run; those of one NAME are a row. table2 has all
+rows of TABLE2, measured or not.
 """
 
 import re
 from pathlib import Path
+from statistics import fmean
 
 from engine.options import Parser
+from figure.plots import markdown_table
 from figure.table import MISSING, command, duration, read_results
-from utils import InputError, run_script, write_atomically
+from utils import run_script, write_atomically
 
 TABLE2 = {  # what the row has, the paper's PSNR on Set5 x2
     "m1": ("M1: noise", "34.38"), "m2": ("M2: reconstruction loss", "37.05"),
@@ -24,22 +26,17 @@ TABLE2 = {  # what the row has, the paper's PSNR on Set5 x2
 
 def read_rows(folder):
     """{name: [(scores, content) of each run]} of the results in `folder`, by name; of table2 in TABLE2's order."""
-    if not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such folder of results")
-    paper = Path(folder).name == "table2"
-    rows = {name: [] for name in TABLE2} if paper else {}
-    for path in sorted(Path(folder).glob("*.json")):
-        name = re.sub(r"_x?\d+$", "", path.stem)
-        if paper and name.removesuffix("_teacher") not in TABLE2:
-            raise InputError(f"{path}: is no row of Table 2; those are {', '.join(TABLE2)}")
-        rows.setdefault(name, []).append(read_results(path))
+    rows = {name: [] for name in TABLE2} if Path(folder).name == "table2" else {}
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix == ".json":
+            rows.setdefault(re.sub(r"_x?\d+$", "", path.stem), []).append(read_results(path))
     return rows
 
 
 def mean(psnr):
     """The mean of PSNRs in dB, and half of how far they are apart, as text."""
     spread = f" ± {(max(psnr) - min(psnr)) / 2:.2f}" if len(psnr) > 1 else ""
-    return f"{sum(psnr) / len(psnr):.2f}{spread}" if psnr else MISSING
+    return f"{fmean(psnr):.2f}{spread}" if psnr else MISSING
 
 
 def markdown(rows):
@@ -47,28 +44,25 @@ def markdown(rows):
     everything = [run for runs in rows.values() for run in runs]
     if not everything:
         return "Not measured yet: `figure/reproduce.sh` runs these experiments.\n"
-    sets = list(dict.fromkeys(name for scores, _ in everything for name, _ in scores))
-    scales = sorted({scale for scores, _ in everything for _, scale in scores})
-    paper = ["the paper's"] * ("m1" in rows)
-    devices = sorted({str(content.get("device")) for _, content in everything})
+    places = list(dict.fromkeys(place for scores, _ in everything for place in scores))
+    sets, scales = dict.fromkeys(name for name, _ in places), sorted({scale for _, scale in places})
+    paper = ["the paper's"] if "m1" in rows else []
     heads = ["run", "set", *(f"x{scale}" for scale in scales), *paper, "runs", "steps", "time", "command"]
-    lines = ["PSNR in dB, mean over the runs ± half of how far they are apart; their mean time; steps and command of the "
-             f"first. Measured on {', '.join(devices)}.", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    devices = ", ".join(sorted({content["device"] for _, content in everything}))
+    lines = []
     for name, runs in rows.items():
-        label, theirs = TABLE2[name.removesuffix("_teacher")] if paper else (name, "")
-        start = ", from the teacher" if paper and name.endswith("_teacher") else ""
-        about = ["", "", "", ""]
+        label, theirs = TABLE2.get(name, (name, ""))
+        about = [""] * 4
         if runs:
-            content = runs[0][1]
-            seconds = sum(content["seconds"] for _, content in runs) / len(runs)
-            typed = f"`{command(content)}`" if "command" in content else ""
-            about = [str(len(runs)), f"{content['steps']:,}", duration(seconds), typed]
+            time = duration(fmean(content["seconds"] for _, content in runs))
+            about = [str(len(runs)), f"{runs[0][1]['steps']:,}", time, command(runs[0][1])]
         for on in sets:
-            cells = [mean([(scores[on, scale].get("student") or scores[on, scale]["teacher"])[0]
-                           for scores, _ in runs if (on, scale) in scores]) for scale in scales]
-            shown = [theirs if on == "Set5" and not start else ""] * len(paper)
-            lines.append(f"| {' | '.join([label + start, on, *cells, *shown, *about])} |")
-    return "\n".join(lines) + "\n"
+            psnr = [mean([(scores[on, scale].get("student") or scores[on, scale]["teacher"])[0]
+                          for scores, _ in runs if (on, scale) in scores]) for scale in scales]
+            shown = [theirs if on == "Set5" else ""] * len(paper)
+            lines.append([label, on, *psnr, *shown, *about])
+    return ("PSNR in dB, mean over the runs ± half of how far they are apart; their mean time; steps and command of "
+            f"the first. Measured on {devices}.\n\n{markdown_table(heads, lines)}")
 
 
 def parse_arguments(argv=None):

@@ -3,7 +3,6 @@
     python -m figure.pictures --output=figure/dead_leaves.png        # a sheet of dead leaves
 """
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +12,11 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from data.dead_leaves import dead_leaves
 from engine.options import Parser, whole
-from utils import random_stream, run_script, write_atomically
+from figure.plots import save_png
+from utils import random_stream, run_script
 
 GAP, TEXT = 4, 18  # pixels: between pictures, height of a line of text
-
-
-def save(image, path):
-    """Write a PIL image, atomically."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
+CROP, SHOWN = 64, 256  # pixels: sides of a crop of save_comparison, and of what is shown of it
 
 
 def grid(images, columns):
@@ -35,64 +29,58 @@ def grid(images, columns):
 
 def write(image, x, y, text):
     """Text around the point (x, y) of a PIL image."""
-    ImageDraw.Draw(image).text((x, y), text, fill="black", font=ImageFont.load_default(size=13), anchor="mm")
+    ImageDraw.Draw(image).text((x, y), text, "black", ImageFont.load_default(size=13), anchor="mm", align="center")
 
 
-def save_epoch_samples(path, batches, each=4, zoom=2):
-    """A strip of the first images of every batch (B, C, H, W) in [0, 1], enlarged to one size."""
-    side = zoom * max(batch.shape[-1] for batch in batches)
-    images = torch.cat([interpolate(batch[:each].float(), side, mode="nearest") for batch in batches])
-    save(grid(images, len(images)), path)
+def save_epoch_samples(path, batches):
+    """A strip of the first four images of every batch (B, C, H, W) in [0, 1], enlarged to one size."""
+    side = 2 * max(batch.shape[-1] for batch in batches)
+    images = torch.cat([interpolate(batch[:4].float(), side) for batch in batches])
+    save_png(grid(images, len(images)).save, path)
 
 
-def save_sample_sheet(folder, path, scales, most=10):
-    """One sheet of the strips in `folder`, at most `most` of them, evenly from the first epoch to the last.
+def save_sample_sheet(folder, path, scales):
+    """One sheet of the strips in `folder`, at most ten of them, evenly from the first epoch to the last.
 
     scales: what the strips show, from left to right. Nothing where there are no strips.
     """
     files = sorted(Path(folder).glob("epoch_*.png"))
     if not files:  # nothing was trained here: a finished run was resumed into another folder
         return
-    files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, most).round().astype(int))]
-    strips, margin = [Image.open(file) for file in files], 80
-    width, height = strips[0].size
-    sheet = Image.new("RGB", (margin + width, TEXT + height * len(strips)), "white")
+    files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, 10).round().astype(int))]
+    margin, (width, height) = 80, Image.open(files[0]).size
+    sheet = Image.new("RGB", (margin + width, TEXT + height * len(files)), "white")
     for i, scale in enumerate(scales):
         write(sheet, margin + (2 * i + 1) * width // (2 * len(scales)), TEXT // 2, f"x{scale}")
-    for i, (file, strip) in enumerate(zip(files, strips)):
-        sheet.paste(strip, (margin, TEXT + i * height))
-        write(sheet, margin // 2, TEXT + i * height + height // 2, f"epoch {int(file.stem.split('_')[1])}")
-    save(sheet, path)
+    for i, file in enumerate(files):
+        sheet.paste(Image.open(file), (margin, TEXT + i * height))
+        write(sheet, margin // 2, TEXT + i * height + height // 2, f"epoch {int(file.stem.removeprefix('epoch_'))}")
+    save_png(sheet.save, path)
 
 
-def save_comparison(path, examples, size=64, zoom=4):
+def save_comparison(path, examples):
     """For each of Benchmarks.examples a row of crops, with PSNR and SSIM of the whole image under each.
 
     The crop is where bicubic is most wrong.
     """
-    rows = [comparison(*example, size, zoom) for example in examples]
-    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
-    for i, row in enumerate(rows):
-        sheet.paste(row, (0, sum(row.height for row in rows[:i])))
-    save(sheet, path)
+    sheet = np.vstack([comparison(*example) for example in examples])
+    save_png(Image.fromarray(sheet).save, path)
 
 
-def comparison(name, scale, image_name, outputs, size, zoom):
+def comparison(name, scale, image_name, outputs):
     """A row: HR, bicubic and the networks' outputs, {label: (luma (H, W) in 0..255, its score or None)}."""
     images = torch.stack([torch.as_tensor(image) for image, _ in outputs.values()])[:, None] / 255
     hr, bicubic = images[:2]
-    size = min(size, *hr.shape[1:])
+    size = min(CROP, *hr.shape[1:])
     error = avg_pool2d((hr - bicubic) ** 2, size, stride=4)[0]
-    row, column = (4 * i for i in divmod(error.argmax().item(), error.shape[1]))
-    crops = grid(interpolate(images[..., row:row + size, column:column + size], scale_factor=zoom), len(images))
-    sheet = Image.new("RGB", (crops.width, crops.height + 2 * TEXT), "white")
-    sheet.paste(crops)
+    top, left = (4 * i for i in divmod(error.argmax().item(), error.shape[1]))
+    crops = grid(interpolate(images[..., top:top + size, left:left + size], SHOWN), len(images))
+    row = Image.new("RGB", (crops.width, crops.height + 2 * TEXT), "white")
+    row.paste(crops)
     for i, (label, (_, score)) in enumerate(outputs.items()):
-        x = GAP + i * (size * zoom + GAP) + size * zoom // 2
-        write(sheet, x, crops.height + TEXT // 2, label)
-        write(sheet, x, crops.height + TEXT // 2 + TEXT,
-              f"{score['psnr']:.2f} dB / {score['ssim']:.4f}" if score else f"{name}, {image_name}, x{scale}")
-    return sheet
+        about = f"{score['psnr']:.2f} dB / {score['ssim']:.4f}" if score else f"{name}, {image_name}, x{scale}"
+        write(row, GAP + i * (SHOWN + GAP) + SHOWN // 2, crops.height + TEXT, f"{label}\n{about}")
+    return row
 
 
 def parse_arguments(argv=None):
@@ -104,9 +92,9 @@ def parse_arguments(argv=None):
 
 def main(args):
     """Four rows of luma and four of colour, 48x48 pixels each, enlarged twice."""
-    rows = [dead_leaves(48, 48, channels, random_stream(args.seed, "sheet", channels), "cpu").expand(-1, 3, -1, -1)
-            for channels in (1, 3)]
-    save(grid(interpolate(torch.cat(rows), scale_factor=2), 12), args.output)
+    images = [dead_leaves(48, 48, channels, random_stream(args.seed, "sheet", channels), "cpu").expand(-1, 3, -1, -1)
+              for channels in (1, 3)]
+    save_png(grid(interpolate(torch.cat(images), scale_factor=2), 12).save, args.output)
     print(args.output)
 
 

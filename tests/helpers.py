@@ -120,7 +120,7 @@ def die_at(event, number):
             return function(*arguments)
         return call
 
-    os.fsync, os.replace, Run.done = counted(os.fsync), counted(os.replace), counted(Run.done)
+    os.fsync, os.replace, Run.advance = counted(os.fsync), counted(os.replace), counted(Run.advance)
 
 
 def finish(process):

@@ -10,7 +10,7 @@ import distillation
 from bicubic import imresize
 from data.images import BUNDLED_TEST, bundled_photographs
 from data.patches import TrainingPatches
-from engine.graphs import Recorder, call
+from engine.graphs import Recorder, eager
 from engine.run import Run
 from tests.helpers import read, student_flags, weights_equal
 from tests.test_graphs import both_phases, same_weights
@@ -62,7 +62,7 @@ def test_patches_are_those_of_the_cpu():
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_recorded_steps_in_any_precision_follow_the_plain_ones(precision, error, optimizer):
     """Step by step the losses of the same inputs, past the recording; the rates change with every step."""
-    plain, _ = both_phases("cuda", "fp32", optimizer, 10, call, side=32)
+    plain, _ = both_phases("cuda", "fp32", optimizer, 10, eager, side=32)
     fast, networks = both_phases("cuda", precision, optimizer, 10, Recorder(GPU), side=32)
     torch.testing.assert_close(fast, plain, rtol=error, atol=1e-5)
     assert all(p.dtype == torch.float32 for network in networks for p in network.parameters())
@@ -71,7 +71,7 @@ def test_recorded_steps_in_any_precision_follow_the_plain_ones(precision, error,
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 def test_recording_changes_no_bit(deterministic, optimizer):
     (losses, networks), (again, others) = (both_phases("cuda", "fp32", optimizer, 8, way)
-                                           for way in (call, Recorder(GPU)))
+                                           for way in (eager, Recorder(GPU)))
     assert torch.equal(losses, again) and same_weights(networks, others)
 
 
@@ -82,7 +82,7 @@ def test_a_graph_for_every_shape_of_input_and_none_for_every_seed():
     for i in range(6):
         for size in (3, 4):
             x, outputs = torch.rand(size, device="cuda"), []
-            for way in (record, call):
+            for way in (record, eager):
                 outputs.append(way(function, x, i / 4, stream.manual_seed(i)))
             assert torch.equal(*outputs)
     assert len(record.graphs) == 2
@@ -91,7 +91,7 @@ def test_a_graph_for_every_shape_of_input_and_none_for_every_seed():
 def test_a_deterministic_run_resumes_bit_for_bit(run, monkeypatch, images, tiny_teacher, deterministic):
     flags = (*student_flags(images, tiny_teacher), "--device=cuda", "--deterministic", "--inc_num=2", "--inc_step=1")
     assert run(distillation, *flags, "--save_dir=whole", "--output=whole.pth").returncode == 0
-    done = Run.done
+    done = Run.advance
 
     def stopping(self, *place):
         if (self.epoch, *place) == (2, 0, 1):
@@ -99,7 +99,7 @@ def test_a_deterministic_run_resumes_bit_for_bit(run, monkeypatch, images, tiny_
         done(self, *place)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "done", stopping)
+        patch.setattr(Run, "advance", stopping)
         assert run(distillation, *flags, "--save_dir=part", "--output=part.pth").returncode == 143
     assert run(distillation, *flags, "--save_dir=part", "--output=part.pth", "--resume=auto").returncode == 0
     assert weights_equal("whole.pth", "part.pth")

@@ -10,8 +10,8 @@ import distillation
 from bicubic import imresize
 from data.sources import network_input
 from distillation import (Settings, check, choose_scale, distil, generator_losses, generator_step, labelled,
-                          make_generators, make_source, parse_arguments, settle, stages)
-from engine.graphs import call
+                          make_generators, make_source, parse_arguments, settle, stage)
+from engine.graphs import eager
 from engine.learner import Learner, distance, make_optimizer, train_step
 from engine.run import Run
 from models import VDSR, Generator, build_model, half_width
@@ -44,7 +44,7 @@ def source(*flags):
     args, settings = arguments(*flags), Settings(scales=(2, 4), batchSize=2, latent=5)
     teacher = networks()[0]
     generators = make_generators(settings, args.input_size, teacher, CPU) if "generator" in args.source else None
-    return make_source(args, settings, teacher, generators, call), generators
+    return make_source(args, settings, teacher, generators, eager), generators
 
 
 class Fixed(nn.Module):
@@ -179,18 +179,19 @@ def test_rounds_alternate_student_and_generator_steps(logged):
     teacher, student = networks()
     generators = make_generators(settings, 32, teacher, CPU)
     before = {scale: G.network.tail[0].weight.clone() for scale, G in generators.items()}
-    run, ends = Run(epochs=1, losses=("student", "L_R", "L_adv")), []
-    run.end_epoch = lambda S, psnr: ends.append((list(run.means(2).values()), psnr))
-    done = distil(teacher, student, images, settings, generators, run=run, validate=lambda s: {2: s.training})
+    ends = []
+    run = Run(epochs=1, losses=("student", "L_R", "L_adv"),
+              validate=lambda s, epoch: ends.append((list(run.means(2).values()), epoch, s.training)) or {2: 30.0})
+    done = distil(teacher, student, images, settings, generators, run=run)
     assert done is student
     assert "".join(kind for kind, *_ in logged) == "SSSGSSSG" and run.steps == 6
     used = {scale for kind, _, scale, _ in logged if kind == "G"}
     assert used == {choose_scale(1, (2, 3), "generator", number) for number in range(2)}
     assert used == {s for s, G in generators.items() if not torch.equal(G.network.tail[0].weight, before[s])}
     means = [torch.stack([losses for which, *_, losses in logged if which == kind]).mean(0) for kind in "SG"]
-    (found, psnr), = ends
+    (found, epoch, training), = ends
     assert found == pytest.approx([means[0].item(), *means[1].tolist()])
-    assert psnr == {2: False} and not student.training  # it is scored in evaluation mode
+    assert run.psnr == {2: 30.0} and epoch == 1 and not training  # it is scored in evaluation mode
 
 
 def test_each_stage_starts_afresh_and_keeps_what_is_trained(logged):
@@ -202,7 +203,7 @@ def test_each_stage_starts_afresh_and_keeps_what_is_trained(logged):
     generators = make_generators(settings, 32, teacher, CPU)
     weights = lambda: torch.stack([conv.weight.detach().clone() for conv in student.body])
     grow = student.grow
-    student.grow = lambda *stage: (bodies.append(weights()), grow(*stage), bodies.append(weights()))
+    student.grow = lambda *how: (bodies.append(weights()), grow(*how), bodies.append(weights()))
     distil(teacher, student, images, settings, generators, 6)
     for before, after in zip(bodies[::2], bodies[1::2]):
         assert torch.equal(before, after[:len(before)]) and len(after) == len(before) + 2
@@ -227,7 +228,8 @@ def test_all_scales_are_drawn_evenly_and_reproducibly():
     (1, 0, 80, [(1, 81, 18)]), (3, 10, 80, [(1, 11, 6), (11, 21, 12), (21, 81, 18)]),
     (18, 1, 18, [(i, i + 1, i) for i in range(1, 19)])])
 def test_stages(inc_num, inc_step, nEpochs, expected):
-    assert stages(18, Settings(inc_num=inc_num, inc_step=inc_step, nEpochs=nEpochs)) == expected
+    settings = Settings(inc_num=inc_num, inc_step=inc_step, nEpochs=nEpochs)
+    assert [*dict.fromkeys(stage(epoch, 18, settings) for epoch in range(nEpochs + 1))] == expected
 
 
 def test_dead_leaves_and_generated_images_take_turns():
@@ -249,7 +251,7 @@ def test_images_come_with_the_teachers_output(bank):
     """A function of the step alone, from a bank or drawn anew."""
     args, teacher = arguments("--source=noise", f"--bank={bank}"), networks()[0]
     settings = Settings(scales=(2, 3, 4), batchSize=2)
-    one, other = (labelled(args, settings, teacher, make_source(args, settings, teacher, None, call), call)
+    one, other = (labelled(args, settings, teacher, make_source(args, settings, teacher, None, eager), eager)
                   for _ in range(2))
     one(3)
     for step in (7, 8):

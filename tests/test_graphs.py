@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distillation import Settings, distil, generator_step, label, labelled, make_generators, make_source
-from engine.graphs import Recorder, call, recorder
+from engine.graphs import Recorder, eager, recorder
 from engine.learner import Learner, distance, make_optimizer, train_step
 from models import VDSR, Generator
 from tests.tape import tapes_for_graphs
@@ -48,7 +48,7 @@ def same_weights(networks, others):
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])
 def test_recording_changes_no_bit(precision, optimizer):
     with tapes_for_graphs() as tapes:
-        losses, networks = both_phases("cpu", precision, optimizer, 6, call)
+        losses, networks = both_phases("cpu", precision, optimizer, 6, eager)
         assert not tapes
         again, others = both_phases("cpu", precision, optimizer, 6, Recorder(CPU))
     assert len(tapes) == 3
@@ -72,7 +72,7 @@ def test_a_distillation_of_recorded_steps_ends_the_same(source, flags):
         return [student, *(generator.network for generator in generators.values())]
 
     with tapes_for_graphs() as tapes:
-        networks, others = whole(call), whole(Recorder(CPU))
+        networks, others = whole(eager), whole(Recorder(CPU))
     assert len(tapes) >= 6 and same_weights(networks, others)
 
 
@@ -114,4 +114,4 @@ def test_what_a_graph_cannot_hold_shows():
 
 
 def test_nothing_is_recorded_on_the_cpu():
-    assert recorder(CPU) is call and recorder(torch.device("cuda"), plain=True) is call
+    assert recorder(CPU) is eager and recorder(torch.device("cuda"), plain=True) is eager

@@ -25,7 +25,7 @@ EDSR_TEACHER = "--arch=edsr_baseline --optimizer=adam --schedule=cosine --precis
 
 def stop_every(monkeypatch, steps):
     """Runs are told to stop after every so many steps; returns the (epoch, round, step) at which they were."""
-    places, done = [], Run.done
+    places, done = [], Run.advance
 
     def stopping(self, round_, step=0):
         places.append((self.epoch, round_, step))
@@ -33,7 +33,7 @@ def stop_every(monkeypatch, steps):
             self.signal = signal.SIGTERM
         done(self, round_, step)
 
-    monkeypatch.setattr(Run, "done", stopping)
+    monkeypatch.setattr(Run, "advance", stopping)
     return places
 
 
@@ -80,8 +80,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been(images, tiny_teacher, tmp_path,
 def test_a_signal_ends_the_run_in_one_line(run, monkeypatch, images, tiny_teacher, tmp_path, number, code):
     """After the step while it trains, at once while it scores."""
     flags = (*student_flags(images, tiny_teacher), "--scale=2", "--nEpochs=1")
-    done = Run.done
-    for place in ((Run, "done", lambda *place: signal.raise_signal(number) or done(*place)),
+    done = Run.advance
+    for place in ((Run, "advance", lambda *place: signal.raise_signal(number) or done(*place)),
                   (distillation.Benchmarks, "scores", lambda *_, **__: signal.raise_signal(number))):
         with monkeypatch.context() as patch:
             patch.setattr(*place)
@@ -213,7 +213,7 @@ def test_a_new_run_leaves_nothing_of_the_one_before(run, monkeypatch, images, ti
     assert run(distillation, *flags).returncode == 0
     whole = read(tmp_path / "runs/distillation")[1]
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "done", lambda self, *place: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Run, "advance", lambda self, *place: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(distillation, *flags).returncode == 130
     assert [p.name for p in (tmp_path / "runs/distillation").glob("*.pth")] == []
     assert run(distillation, *flags, "--resume=auto").returncode == 0

@@ -65,10 +65,10 @@ def test_sgd_by_hand():
     """Momentum 0.5, weight decay 0.1, clipped at norm 1: two steps along a gradient of (3, 4)."""
     learner, weight = learner_of([1.0, 2.0], momentum=0.5, weight_decay=0.1, clip=1.0)
     gradient = torch.tensor([3.0, 4.0])
-    learner.descend((gradient * weight).sum())
+    learner.step((gradient * weight).sum())
     torch.testing.assert_close(weight.detach(), torch.tensor([1 - 0.1 * (0.6 + 0.1), 2 - 0.1 * (0.8 + 0.2)]))
     learner.set_rate(0.1)
-    learner.descend((gradient * weight).sum())
+    learner.step((gradient * weight).sum())
     buffer = 0.5 * 0.7 + 0.6 + 0.1 * 0.93
     torch.testing.assert_close(weight[0].detach(), torch.tensor(0.93 - 0.01 * buffer))
 
@@ -77,9 +77,9 @@ def test_sgd_by_hand():
 def test_adam_by_hand(name, lr):
     """Its first step is the learning rate (a third of Muon's), along the gradient's sign; the second is 0.74 of it."""
     learner, weight = learner_of([1.0, 2.0], name, lr)
-    learner.descend((torch.tensor([3.0, -4.0]) * weight).sum())
+    learner.step((torch.tensor([3.0, -4.0]) * weight).sum())
     torch.testing.assert_close(weight.detach(), torch.tensor([0.75, 2.25]))
-    learner.descend((torch.tensor([1.0, 4.0]) * weight).sum())
+    learner.step((torch.tensor([1.0, 4.0]) * weight).sum())
     means = torch.tensor([0.9 * 0.3 + 0.1, 0.9 * -0.4 + 0.4]) / (1 - 0.9**2)
     squares = torch.tensor([0.999 * 0.009 + 0.001, 0.999 * 0.016 + 0.016]) / (1 - 0.999**2)
     torch.testing.assert_close(weight.detach(), torch.tensor([0.75, 2.25]) - 0.25 * means / squares.sqrt())
@@ -192,10 +192,10 @@ def test_a_step_that_is_not_finite_changes_nothing(name, loss_type, value):
 def test_a_gradient_that_is_not_finite_is_told_and_the_first_failure_at_that():
     learner, weight = learner_of([1.0, 2.0])
     with pytest.raises(NotFinite, match="the loss is 0, its gradient's norm nan"):
-        learner.descend((weight * 0).sqrt().sum())
+        learner.step((weight * 0).sqrt().sum())
     learner, weight = learner_of([1.0, 2.0], loss="the sum")
     for factor in (math.inf, math.nan):
-        learner._judge(torch.tensor(7.0), torch.tensor(factor))
+        learner._note_failure(torch.tensor(7.0), torch.tensor(factor))
     with pytest.raises(NotFinite, match="the sum is 7, its gradient's norm inf"):
         learner.check()
 
@@ -213,7 +213,7 @@ def test_fp16_scales_the_loss_down_until_the_gradient_fits():
         with autocast(torch.device("cpu"), "fp16"):
             output = network(torch.ones(1, 1))
         assert output.dtype == torch.float16
-        learner.descend((factor * output.float()).sum())
+        learner.step((factor * output.float()).sum())
 
     descend(2.0**20)
     assert network.weight.item() == 0 and learner.scaler.get_scale() == 2.0**-8  # 1 - 2^-20 * 2^20

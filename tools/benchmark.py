@@ -11,7 +11,7 @@ import time
 import torch
 
 from bicubic import imresize
-from engine.graphs import call, recorder
+from engine.graphs import eager, recorder
 from engine.learner import Learner, autocast, distance, make_optimizer, train_step
 from engine.options import Parser, best_precision, count, whole
 from models import Generator, build_model
@@ -45,7 +45,7 @@ def networks(device, precision, depth=18, width=32):
 
 def parts(device, precision, batch, plain=False):
     """{part: a function of nothing that does it once}."""
-    call_, D = call if plain else recorder(device), distance("MSE")
+    call, D = eager if plain else recorder(device), distance("MSE")
     teacher, student = networks(device, precision)
     generator = Generator(256, 24).to(device)
     x, z = torch.rand(batch, 1, 48, 48, device=device), torch.randn(batch, 256, device=device)
@@ -57,9 +57,9 @@ def parts(device, precision, batch, plain=False):
 
     target = label(x)
     draw = torch.no_grad()(lambda z: imresize(generator(z), 2))
-    return {"teacher forward": lambda: call_(label, x),
-            "student step, inputs and targets given": lambda: call_(train_step, student, x, target, D),
-            "generator and bicubic x2": lambda: call_(draw, z)}
+    return {"teacher forward": lambda: call(label, x),
+            "student step, inputs and targets given": lambda: call(train_step, student, x, target, D),
+            "generator and bicubic x2": lambda: call(draw, z)}
 
 
 def main(args):
@@ -85,8 +85,8 @@ def _swept(device, precision, batch, what, value):
     sizes = {"batch": batch, "patch": 48, "depth": 18, "width": 32, what: value}
     _, student = networks(device, precision, sizes["depth"], sizes["width"])
     x = torch.rand(sizes["batch"], 1, sizes["patch"], sizes["patch"], device=device)
-    call_, D = recorder(device), distance("MSE")
-    return milliseconds(lambda: call_(train_step, student, x, x, D), device)
+    call, D = recorder(device), distance("MSE")
+    return milliseconds(lambda: call(train_step, student, x, x, D), device)
 
 
 def parse_arguments(argv=None):
