@@ -11,9 +11,9 @@ Both shave `scale` pixels on every side; PSNR has peak 255, SSIM an 11x11 Gaussi
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,8 +32,7 @@ HIGHEST_PSNR = 100.0  # in dB, of an exact image: neither a mean nor JSON can ho
 WORKERS = min(8, os.cpu_count() or 1)
 
 
-@dataclass
-class Pair:
+class Pair(NamedTuple):
     """One image at one scale: HR luma (H, W), LR (C, h, w), and LR upscaled (C, H, W), all float64 in 0..255."""
 
     hr: np.ndarray
@@ -159,10 +158,9 @@ def _ahead(pool, function, items):
 
 
 class Benchmarks:
-    """Scores networks on sets of images, which are read once.
+    """Scores networks on sets of images, {name: paths}, which are read once.
 
-    sets: {name: paths}, see choose_sets. ensemble: the networks' outputs are means over flips and turns.
-    Raises InputError where an image cannot be read or is too small.
+    ensemble: see run_network. Raises InputError where an image cannot be read or is too small.
     """
 
     def __init__(self, sets, scales, device, ensemble=False):
@@ -222,10 +220,9 @@ class Benchmarks:
         """
         for name, (path, rgb) in self.hardest.items():
             pair = prepare(rgb, self.middle_scale, _channels(networks), path)
-            outputs = self._outputs(networks, pair)
-            scores = {"HR": None, **_score_all(outputs, pair.hr, self.middle_scale)}
-            yield name, self.middle_scale, path.stem, {
-                label: (image, scores[label]) for label, image in {"HR": pair.hr, **outputs}.items()}
+            scored = {label: (output, score(output, pair.hr, self.middle_scale))
+                      for label, output in self._outputs(networks, pair).items()}
+            yield name, self.middle_scale, path.stem, {"HR": (pair.hr, None), **scored}
 
     def protocol(self, networks):
         """How `networks` are scored, in words."""

@@ -1,4 +1,4 @@
-"""imresize against an exact rational computation, hand-computed rows and torch's own bicubic."""
+"""imresize against an exact rational computation and rows computed by hand."""
 
 import math
 from fractions import Fraction as F
@@ -106,14 +106,6 @@ def test_size_sets_one_scale_per_dimension(size, padding):
     image = random_image(9, 7)
     expected = oracle(image, (F(size[0], 9), F(size[1], 7)), padding)
     assert_near(imresize(image, size=size, padding=padding), expected)
-
-
-@pytest.mark.parametrize("size, border", [((48, 40), 6), ((72, 60), 9), ((12, 10), 2), ((6, 5), 2), ((17, 13), 3)])
-def test_interior_equals_torch_interpolate(size, border):
-    """interpolate drops the pixels beyond the border and so differs there; its antialiased a is -0.5 too."""
-    image = random_image(1, 1, 24, 20)
-    expected = torch.nn.functional.interpolate(image, size=size, mode="bicubic", antialias=True)
-    assert_near(*(x[..., border:-border, border:-border] for x in (imresize(image, size=size), expected)))
 
 
 # Twice as large, the outputs lie 1/4 off a pixel: k(1/4), k(3/4), k(5/4), k(7/4) = 111, 29, -9, -3 / 128.
