@@ -41,8 +41,8 @@ def refused(run, *words, flags=("train291",)):
 
 def test_everything_comes_from_the_first_homes_and_is_left_alone_then(run, tmp_path, home):
     left = tmp_path / "datasets/.all.download"  # by a run that was killed
-    left.mkdir(parents=True)
-    (left / "archive").write_bytes(b"half")
+    (left / "0").mkdir(parents=True)
+    (left / "0/the.file").write_bytes(b"half")
     expected = TRAINED | BENCHMARK | numbered("DIV2K_train_HR/{}.png", 800) | {"vdsr_public.pth": WEIGHTS}
     expected = {f"DIV2K/{path}" if path.startswith("DIV2K") else path: file for path, file in expected.items()}
     assert fetched(run, tmp_path, "all") == expected and not left.exists()
