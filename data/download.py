@@ -20,7 +20,6 @@ import socket
 import sys
 import tarfile
 import zipfile
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,29 +94,21 @@ def unpack(home, folder):
 
 
 class Homes:
-    """Opens each home once: `origin`, where given, in place of all others. scratch: the folder for downloads.
-
-    found: {(home, opener): the path that it gave, or the error}.
-    """
+    """Opens each home once: `origin`, where given, in place of all others. scratch: the folder for downloads."""
 
     def __init__(self, origin, scratch):
-        self.origin, self.scratch, self.found = origin, scratch, {}
-
-    def open(self, home, opener):
-        """The path that opener(home, folder for downloads) gives, or None where the home cannot be had."""
-        key = home, opener
-        if key not in self.found:
-            try:
-                self.found[key] = opener(home, self.scratch / str(len(self.found)))
-            except Exception as error:  # of many kinds: the network's, the file system's, a damaged archive's
-                self.found[key] = error
-        return self.found[key] if isinstance(self.found[key], Path) else None
+        self.origin, self.scratch, self.opened = origin, scratch, {}  # {home: its folder, or the error}
 
     def find(self, part):
         """The folder of a part's images in the first home that has it, or None."""
         for home in [self.origin] if self.origin else part.homes:
-            top = self.open(home, unpack)
-            for folder in (top, *sorted(top.rglob("*"))) if top else ():
+            if home not in self.opened:
+                try:
+                    self.opened[home] = unpack(home, self.scratch / str(len(self.opened)))
+                except Exception as error:  # of many kinds: the network's, the file system's, a damaged archive's
+                    self.opened[home] = error
+            top = self.opened[home]
+            for folder in (top, *sorted(top.rglob("*"))) if isinstance(top, Path) else ():
                 if folder.as_posix().endswith(part.names) and len(list_images(folder)) == part.count:
                     return folder
         return None
@@ -145,10 +136,11 @@ def fetch_images(place, parts, homes):
 
 def fetch_teacher(path, homes):
     """Put pytorch-vdsr's model_epoch_50.pth at `path`. Raises InputError, which says what is missing."""
-    file = homes.open(homes.origin or TEACHER, partial(obtain, md5=MD5[TEACHER]))
-    if not file:
-        raise InputError(f"{path} (pytorch-vdsr's model_epoch_50.pth)")
-    write_atomically(path, file.read_bytes())
+    home = homes.origin or TEACHER
+    try:
+        write_atomically(path, obtain(home, homes.scratch / "teacher", MD5[TEACHER]).read_bytes())
+    except Exception as error:  # the network's, the file system's
+        raise InputError(f"{path} (pytorch-vdsr's model_epoch_50.pth; {home}: {error})") from None
 
 
 def parse_arguments(argv=None):
@@ -179,10 +171,9 @@ def main(args):
     finally:
         shutil.rmtree(homes.scratch, ignore_errors=True)
     if missing:
-        tried = [f"{home} ({'it is not there' if isinstance(found, Path) else found})"
-                 for (home, _), found in homes.found.items()]
-        raise InputError(f"could not get {', '.join(missing)}; tried {'; '.join(tried) or 'no home'}; "
-                         "name another URL, an archive or a folder with --from, or put the files there yourself")
+        tried = [f"; {home}: {'not there' if isinstance(top, Path) else top}" for home, top in homes.opened.items()]
+        raise InputError(f"could not get {', '.join(missing)}{''.join(tried)}; name another URL, an archive or a "
+                         "folder with --from, or put the files there yourself")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def test_other_homes_where_the_first_are_gone(run, tmp_path, home):
 def test_what_can_be_had_of_a_set_waits_for_the_rest(run, tmp_path, home):
     del home.archives[TRAIN_HOME], home.archives[T91_HOME]
     refused(run, "datasets/train291 (291 images; 200 are in datasets/train291.incomplete)",
-            f"{TRAIN_HOME} (HTTP Error 404: Not Found)", f"{T91_HOME} (HTTP Error 404: Not Found)")
+            f"{TRAIN_HOME}: HTTP Error 404: Not Found", f"{T91_HOME}: HTTP Error 404: Not Found")
     assert {path.parent.name for path in (tmp_path / "datasets").rglob("*.*") if path.is_file()} == {
         "train291.incomplete"}
     (tmp_path / "91").mkdir()
@@ -98,7 +98,7 @@ def test_from_an_archive_or_a_folder(run, tmp_path, home, pack, top):
 def test_from_another_url_and_a_benchmark_of_ones_own(run, tmp_path, home):
     home.archives["mirror/Set5.zip"] = zipped(numbered("{}.png", 5))
     url = f"{home.url}/mirror/Set5.zip?download=true"
-    refused(run, "benchmark/Set14/HR (14 images)", f"{url} (it is not there)", flags=("benchmark", "--from", url))
+    refused(run, "benchmark/Set14/HR (14 images)", f"{url}: not there", flags=("benchmark", "--from", url))
     assert contents(tmp_path / "datasets").keys() == numbered("benchmark/Set5/HR/{}.png", 5).keys()
 
 
@@ -146,7 +146,7 @@ def test_another_file_than_the_one_known(run, tmp_path, home):
     assert "benchmark/Set5/LR_bicubic/X2/1x2.png" not in fetched(run, tmp_path, "benchmark")
     refused(run, "vdsr_public.pth", download.TEACHER, download.MD5[download.TEACHER], flags=("vdsr",))
     (tmp_path / "mine").mkdir()
-    refused(run, "vdsr_public.pth", "mine (", download.MD5[download.TEACHER], flags=("all", "--from=mine"))
+    refused(run, "vdsr_public.pth", "; mine: ", download.MD5[download.TEACHER], flags=("all", "--from=mine"))
     (tmp_path / "mine.pth").write_bytes(b"mine")
     refused(run, "mine.pth", download.MD5[download.TEACHER], flags=("vdsr", "--from=mine.pth"))
     assert "vdsr_public.pth" not in contents(tmp_path / "datasets")
