@@ -105,7 +105,7 @@ def prepare(rgb, scale, channels=1, path=None):
         if lr.shape[1:] != (rows // scale, columns // scale):
             raise InputError(f"{file}: is {lr.shape[2]}x{lr.shape[1]}, expected {columns // scale}x{rows // scale}")
     else:
-        lr = imresize(torch.from_numpy(rgb).permute(2, 0, 1), 1 / scale)
+        lr = imresize(torch.from_numpy(rgb).permute(2, 0, 1).contiguous(), 1 / scale)
     return Pair(hr, lr.double(), imresize(lr, scale).double())
 
 

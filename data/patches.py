@@ -55,7 +55,7 @@ class TrainingPatches:
             if channels == 1:
                 image = torch.from_numpy(luma(rgb)[None] / 255).to(device, torch.float32)
             else:
-                image = torch.from_numpy(rgb).permute(2, 0, 1).to(device)
+                image = torch.from_numpy(rgb).permute(2, 0, 1).contiguous().to(device)
             small += min(image.shape[1:]) < least
             for size in SIZES if min(image.shape[1:]) < LARGE else (1,):
                 hr = image if size == 1 else _clip(imresize(image, size))
