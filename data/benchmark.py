@@ -76,11 +76,9 @@ def choose_scales(scale, model, path):
 
 def choose_validation(data_dir, name=None):
     """The one set that is scored after each epoch: `name`, or Set5 where it is found, else scikit-image's."""
-    if name is None:
-        name = "Set5" if set_paths(data_dir, "Set5") else BUNDLED
-    if "+" in name:
+    if name and "+" in name:
         raise InputError(f"--val_dataset {name}: one set only; --data_test takes several")
-    return choose_sets(data_dir, name)
+    return choose_sets(data_dir, name or ("Set5" if set_paths(data_dir, "Set5") else BUNDLED))
 
 
 def lr_path(path, scale):
