@@ -69,7 +69,8 @@ def duration(seconds):
 
 def facts(record):
     """The texts of FACTS; those of training are empty where the network was only scored."""
-    trained = [record["device"], f"{record['steps']:,}", f"{record['images']:,}", duration(record["seconds"])] \
+    precision = record["args"].get("precision", "")
+    trained = [f"{record['device']}, {precision}".strip(", "), f"{record['steps']:,}", f"{record['images']:,}", duration(record["seconds"])] \
         if record["steps"] else [""] * 4
     return [*trained, Path(record["args"].get("pretrained") or "").name]
 
