@@ -69,9 +69,11 @@ def duration(seconds):
 
 def facts(record):
     """The texts of FACTS; those of training are empty where the network was only scored."""
-    trained = [record["device"], f"{record['steps']:,}", f"{record['images']:,}", duration(record["seconds"])] \
-        if record["steps"] else [""] * 4
-    return [*trained, Path(record["args"].get("pretrained") or "").name]
+    teacher = Path(record["args"].get("pretrained") or "").name
+    if not record["steps"]:
+        return [""] * 4 + [teacher]
+    device = ", ".join(filter(None, (record["device"], record["args"].get("precision"))))
+    return [device, f"{record['steps']:,}", f"{record['images']:,}", duration(record["seconds"]), teacher]
 
 
 def command(record):
