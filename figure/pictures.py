@@ -1,6 +1,7 @@
 """Pictures: the images a source draws, and what the networks make of a real one. All are PNG.
 
     python -m figure.pictures --output=figure/dead_leaves.png        # a sheet of dead leaves
+    python -m figure.pictures --runs runs/a runs/b --labels "run a" "run b" --output=generated.png   # what these drew last
 """
 
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 from data.dead_leaves import dead_leaves
 from engine.options import Parser, whole
 from figure.plots import save_png
-from utils import random_stream, run_script
+from utils import InputError, random_stream, run_script
 
 GAP, TEXT = 4, 18  # pixels: between pictures, height of a line of text
 CROP, SHOWN = 64, 256  # pixels: sides of a crop of save_comparison, and of what is shown of it
@@ -48,14 +49,33 @@ def save_sample_sheet(folder, path, scales):
     if not files:  # nothing was trained here: a finished run was resumed into another folder
         return
     files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, 10).round().astype(int))]
-    margin, (width, height) = 80, Image.open(files[0]).size
-    sheet = Image.new("RGB", (margin + width, TEXT + height * len(files)), "white")
+    sheet = stack([(f"epoch {int(file.stem.removeprefix('epoch_'))}", file) for file in files], 80)
     for i, scale in enumerate(scales):
-        write(sheet, margin + (2 * i + 1) * width // (2 * len(scales)), TEXT // 2, f"x{scale}")
-    for i, file in enumerate(files):
-        sheet.paste(Image.open(file), (margin, TEXT + i * height))
-        write(sheet, margin // 2, TEXT + i * height + height // 2, f"epoch {int(file.stem.removeprefix('epoch_'))}")
+        write(sheet, 80 + (2 * i + 1) * (sheet.width - 80) // (2 * len(scales)), TEXT // 2, f"x{scale}")
     save_png(sheet.save, path)
+
+
+def stack(strips, margin):
+    """One PIL image of strips, [(label, file)], below one another and a line of room, the labels in the left margin."""
+    images = [Image.open(file) for _, file in strips]
+    sheet = Image.new("RGB", (margin + max(image.width for image in images), TEXT + sum(i.height for i in images)), "#e6e8eb")
+    top = TEXT
+    for (label, _), image in zip(strips, images):
+        sheet.paste(image, (margin, top))
+        write(sheet, margin // 2, top + image.height // 2, label)
+        top += image.height
+    return sheet
+
+
+def last_samples(folders, labels=None):
+    """The strips of the last epochs of runs below one another, as a PIL image. Raises InputError where there is none."""
+    strips = []
+    for label, folder in zip(labels or [Path(folder).name for folder in folders], folders, strict=True):
+        files = sorted(Path(folder, "samples").glob("epoch_*.png"))
+        if not files:
+            raise InputError(f"{folder}: has no samples/epoch_*.png")
+        strips.append((label, files[-1]))
+    return stack(strips, 200)
 
 
 def save_comparison(path, examples):
@@ -85,16 +105,23 @@ def comparison(name, scale, image_name, outputs):
 
 def parse_arguments(argv=None):
     parser = Parser(__doc__)
+    parser.add_argument("--runs", nargs="+", metavar="SAVE_DIR", help="instead of dead leaves: the images of these runs")
+    parser.add_argument("--labels", nargs="+", help="of the runs (default: their folders)")
     parser.add_argument("--output", default="figure/dead_leaves.png", help="where the sheet goes")
     parser.add_argument("--seed", type=whole, default=1, help="of all that is random")
     return parser.parse_args(argv)
 
 
 def main(args):
-    """Four rows of luma and four of colour, 48x48 pixels each, enlarged twice."""
-    images = [dead_leaves(48, 48, channels, random_stream(args.seed, "sheet", channels), "cpu").expand(-1, 3, -1, -1)
-              for channels in (1, 3)]
-    save_png(grid(interpolate(torch.cat(images), scale_factor=2), 12).save, args.output)
+    """Dead leaves: four rows of luma and four of colour, 48x48 pixels each, enlarged twice."""
+    if args.runs:
+        if len(args.labels or args.runs) != len(args.runs):
+            raise InputError(f"--labels: {len(args.labels)} for {len(args.runs)} runs")
+        save_png(last_samples(args.runs, args.labels).save, args.output)
+    else:
+        images = [dead_leaves(48, 48, channels, random_stream(args.seed, "sheet", channels), "cpu").expand(-1, 3, -1, -1)
+                  for channels in (1, 3)]
+        save_png(grid(interpolate(torch.cat(images), scale_factor=2), 12).save, args.output)
     print(args.output)
 
 

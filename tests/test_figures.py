@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -190,13 +191,20 @@ def test_reproduce_goes_on_where_it_stopped(images, tiny_teacher, tmp_path):
 
 
 def test_sheets(tmp_path):
+    strips = tmp_path / "run/samples"
     for epoch in range(1, 13):
-        pictures.save_epoch_samples(tmp_path / f"epoch_{epoch:04d}.png", [torch.full((6, 1, 24, 24), 0.2),
-                                                                          torch.full((3, 1, 20, 20), epoch / 12)])
-    strip = np.asarray(Image.open(tmp_path / "epoch_0012.png"))  # four and three, enlarged twice; gaps of 4
+        pictures.save_epoch_samples(strips / f"epoch_{epoch:04d}.png", [torch.full((6, 1, 24, 24), 0.2),
+                                                                       torch.full((3, 1, 20, 20), epoch / 12)])
+    strip = np.asarray(Image.open(strips / "epoch_0012.png"))  # four and three, enlarged twice; gaps of 4
     assert strip.shape == (56, 4 + 7 * 52, 3) and (strip[9, 9, 0], strip[9, 340, 0]) == (51, 255)
-    pictures.save_sample_sheet(tmp_path, tmp_path / "sheet.png", (2, 3))
+    pictures.save_sample_sheet(strips, tmp_path / "sheet.png", (2, 3))
     assert Image.open(tmp_path / "sheet.png").size == (80 + strip.shape[1], 18 + 10 * 56)
+    call(pictures, "--runs", tmp_path / "run", tmp_path / "run", f"--output={tmp_path / 'runs.png'}")
+    runs = np.asarray(Image.open(tmp_path / "runs.png"))[18:, 200:]
+    assert np.array_equal(runs, np.concatenate([strip, strip]))
+    for wrong, words in ((["--labels", "one"], "--labels: 1 for 2 runs"), ([], "none: has no samples/epoch_*.png")):
+        with pytest.raises(InputError, match=re.escape(words)):
+            call(pictures, "--runs", tmp_path / "run", tmp_path / "none", *wrong)
     call(pictures, f"--output={tmp_path / 'leaves.png'}")  # four rows of grey ones, four of coloured
     leaves = np.asarray(Image.open(tmp_path / "leaves.png"))
     assert leaves.shape == (4 + 8 * 100, 4 + 12 * 100, 3)
