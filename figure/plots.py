@@ -1,7 +1,7 @@
 """Figures: one run's curves, several runs' PSNR against minutes, and what a student's width costs and brings.
 
     python -m figure.plots runs/a runs/b --output=psnr.png --labels "run a" "run b"
-    python -m figure.plots --width                  # figure/results/width.json as figure/width.png and width.md
+    python -m figure.plots --width figure/results/width/*.json --output=figure/width.png      # and figure/width.md
 
 They need matplotlib (pip install matplotlib), which nothing else here does.
 """
@@ -14,9 +14,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
+import torch
+
 from data.table import paper_table
 from engine.options import Parser
-from utils import InputError, run_script, write_atomically
+from models import build_model
+from tools.benchmark import milliseconds
+from tools.export import TIMED, multiply_adds, random_input
+from utils import InputError, device_name, run_script, write_atomically
 
 COLOURS = ["#1f6392", "#e0762f", "#4c8f3c", "#bb3b5e", "#c79c1e", "#7a52a8", "#20908a", "#8d99a6"]  # C0 to C7
 STYLE = {  # of matplotlib.rcParams
@@ -154,36 +159,44 @@ def psnr_minutes(folders, labels=None):
     return axes.figure
 
 
+def read_width(path):
+    """A row of compare_widths: the scores on Set5 of a VDSR student's results.json, and what its width costs here."""
+    with open_json(path) as record:
+        args, psnr = record["args"], {s: row["student"]["psnr"] for s, row in record["results"]["Set5"].items()}
+        config = {"arch": "vdsr", "n_resblocks": args["n_resblocks"] or 18, "n_feats": args["n_feats"] or 32}
+    network = build_model(config).requires_grad_(False)
+    x = random_input(network, *TIMED)
+    return {"width": config["n_feats"], "parameters": sum(weight.numel() for weight in network.parameters()),
+            "gmacs": multiply_adds(network) / 1e9, "ms": milliseconds(lambda: network(x), x.device), "psnr": psnr}
+
+
 def compare_widths(rows):
     """(Figure of mean PSNR against multiply-adds and latency, the same as a Markdown table) of students of some widths.
 
-    rows: [{"width", "parameters", "gmacs_per_megapixel", "latency_ms", "psnr": {scale: dB}}]; a megapixel is the
-    output's. The first may say where they were measured, "set" and "device". The figure has the paper's half-width
-    students, too.
+    rows: [{"width", "parameters", "gmacs" (10^9 multiply-adds a megapixel of output), "ms", "psnr": {scale: dB}}], of
+    Set5. The figure has the paper's half-width students, too.
     """
     rows = sorted(rows, key=lambda row: row["width"])
-    name, device, scales = rows[0].get("set", "Set5"), rows[0].get("device", "CPU"), list(rows[0]["psnr"])
+    device, scales = device_name(torch.device("cpu")), list(rows[0]["psnr"])
     heads = ["channels", "parameters", "10^9 multiply-adds", "latency (ms)", *(f"x{scale}" for scale in scales)]
-    texts = [[str(row["width"]), f"{row['parameters']:,}", f"{row['gmacs_per_megapixel']:.1f}",
-              f"{row['latency_ms']:.1f}", *(f"{row['psnr'][scale]:.2f}" for scale in scales)] for row in rows]
-    table = (f"PSNR in dB on {name}; multiply-adds a megapixel of output; latency on {device}.\n\n"
-             + markdown_table(heads, texts))
+    texts = [[str(row["width"]), f"{row['parameters']:,}", f"{row['gmacs']:.1f}", f"{row['ms']:.0f}",
+              *(f"{row['psnr'][scale]:.2f}" for scale in scales)] for row in rows]
+    table = (f"PSNR in dB on Set5; multiply-adds a megapixel of output; latency of a {TIMED[0]}x{TIMED[1]} output in float32 "
+             f"on {device}.\n\n" + markdown_table(heads, texts))
     figure, psnr = new_figure(8, 3.6), [fmean(row["psnr"].values()) for row in rows]
-    paper = [scores for (on, scale), scores in paper_table().items() if on == name and str(scale) in scales]
-    costs = {"gmacs_per_megapixel": "$10^9$ multiply-adds a megapixel of output",
-             "latency_ms": f"latency (ms), {device}"}
+    paper = [scores for (on, scale), scores in paper_table().items() if on == "Set5" and str(scale) in scales]
+    costs = {"gmacs": "$10^9$ multiply-adds a megapixel of output", "ms": f"latency (ms), {device}"}
     for axes, (cost, label) in zip(figure.subplots(1, 2, sharey=True), costs.items()):
         axes.plot([row[cost] for row in rows], psnr, ".-C1", label="ours, by channels")
         for row, mean in zip(rows, psnr):
             axes.annotate(row["width"], (row[cost], mean), (-3, 5), textcoords="offset points", fontsize=8, ha="right")
-        if paper:
-            for column, words, style in (("student", "with data", "--"), ("ours", "without data", ":")):
-                axes.axhline(fmean(scores[column][0] for scores in paper), color="gray", linestyle=style,
-                             label=f"the paper's, 32 channels, {words}")
+        for column, words, style in (("student", "with data", "--"), ("ours", "without data", ":")):
+            axes.axhline(fmean(scores[column][0] for scores in paper), color="gray", linestyle=style,
+                         label=f"the paper's, 32 channels, {words}")
         log_x(axes)
         axes.set_xlabel(label)
     axes.legend(loc="lower right")
-    figure.supylabel(f"mean PSNR on {name}, {', '.join(heads[4:])} (dB)")
+    figure.supylabel(f"mean PSNR on Set5, {', '.join(heads[4:])} (dB)")
     return figure, table
 
 
@@ -191,8 +204,8 @@ def parse_arguments(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("folders", nargs="*", metavar="SAVE_DIR", help="of a run")
     parser.add_argument("--labels", nargs="+", help="of the runs (default: their folders, sources and starts)")
-    parser.add_argument("--width", nargs="?", const="figure/results/width.json", metavar="FILE",
-                        help="instead of runs: students of several widths")
+    parser.add_argument("--width", nargs="+", metavar="RESULTS", help="instead of runs: results.json of students of "
+                        "several widths")
     parser.add_argument("--output", help="the figure (default: figure/psnr_minutes.png or figure/width.png)")
     return parser.parse_args(argv)
 
@@ -202,8 +215,7 @@ def main(args):
         raise InputError("give the folders of runs, or --width")
     output = Path(args.output or f"figure/{'width' if args.width else 'psnr_minutes'}.png")
     if args.width:
-        with open_json(args.width) as rows:
-            figure, table = compare_widths(rows)
+        figure, table = compare_widths([read_width(path) for path in args.width])
         write_atomically(output.with_suffix(".md"), table.encode())
     else:
         figure = psnr_minutes(args.folders, args.labels)

@@ -103,15 +103,20 @@ def test_runs_by_minutes(tmp_path):
 
 
 def test_widths(tmp_path):
-    rows = [{"width": w, "parameters": 1000 * w, "gmacs_per_megapixel": 10.0 * w, "latency_ms": 3.0 * w,
+    rows = [{"width": w, "parameters": 1000 * w, "gmacs": 10.0 * w, "ms": 3.0 * w,
              "psnr": {"2": 37.0 + w / 100, "3": 33.0}} for w in (32, 8)]
-    ours, *levels = plots.compare_widths(rows)[0].axes[1].lines
+    figure, table = plots.compare_widths(rows)
+    ours, *levels = figure.axes[1].lines
     assert list(ours.get_xdata()) == [24, 96] and list(ours.get_ydata()) == pytest.approx([35.04, 35.16])
     assert [line.get_ydata()[0] for line in levels] == pytest.approx([(37.36 + 33.50) / 2, (37.20 + 33.13) / 2])
-    (tmp_path / "w.json").write_text(json.dumps(rows))
-    call(plots, "--width", tmp_path / "w.json", "--output", tmp_path / "width.png")
+    assert "| 8 | 8,000 | 80.0 | 24 | 37.08 | 33.00 |" in table.splitlines()
+    scores = {"results": {"Set5": {"2": {"student": {"psnr": 36.5}}}}}
+    for width, name in ((4, "w4"), (None, "half")):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**scores, "args": {"n_feats": width, "n_resblocks": 1}}))
+    call(plots, "--width", tmp_path / "half.json", tmp_path / "w4.json", "--output", tmp_path / "width.png")
     assert Image.open(tmp_path / "width.png").width == 1200
-    assert "| 8 | 8,000 | 80.0 | 24.0 | 37.08 | 33.00 |" in (tmp_path / "width.md").read_text().splitlines()
+    table = (tmp_path / "width.md").read_text()
+    assert "| 4 | 216 | 0.2 | " in table and "| 32 | 9,792 | 9.8 | " in table and table.endswith(" | 36.50 |\n")
 
 
 def test_table_1(tmp_path):
@@ -144,7 +149,7 @@ def test_table_1(tmp_path):
     (table, "--results=", "ours.json", '{"results": {"Set5": {"2": {"student": {"psnr": 1}}}}}'),
     (table, "--results=", "ours.json", '{"results": {"Set5": {"2": {"teacher": {"psnr": 1, "ssim": 1}}}}}'),
     (ablation, "", "m1_1.json", "{}"), (plots, "", "config.json", "[]"), (plots, "--width=", "", "[]"),
-    (plots, "--width=", "", '[{"width": 8, "psnr": {"2": 37}}]')])
+    (plots, "--width=", "", '{"args": {}, "results": {"Set14": {}}}')])
 def test_results_that_cannot_be_used_are_named(tmp_path, module, flag, name, content):
     path = tmp_path / "table2" / name
     with pytest.raises(FileNotFoundError, match="table2"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LAYERS = [("utils",), ("bicubic",), ("models",), ("data",), ("engine",), ("tools", "figure"),
+LAYERS = [("utils",), ("bicubic",), ("models",), ("data",), ("engine",), ("tools",), ("figure",),
           ("distillation", "train_teacher")]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = [path for name in RANK for path in ([ROOT / f"{name}.py"] if (ROOT / f"{name}.py").is_file()
