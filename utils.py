@@ -6,17 +6,12 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import platform
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import traceback
-import warnings
-import zipfile
-from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 
@@ -173,157 +168,6 @@ def save_atomically(content, path, keep=None):
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomically(path, buffer.getbuffer(), keep)
-
-
-def read_checkpoint(path):
-    """What torch.save or safetensors wrote to `path`, on the CPU. Never runs code from the file. Raises InputError.
-
-    Objects other than tensors and plain containers come as StandIn.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such checkpoint file'}")
-    if foreign := _no_checkpoint(path):
-        raise InputError(f"{path}: is {foreign}")
-    try:
-        with open(path, "rb") as file:
-            if file.read(9)[8:] == b"{":  # a header in JSON after its length
-                return _read_safetensors(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters becomes an error
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True)
-            except pickle.UnpicklingError:
-                return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_InertPickle)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a damaged file makes the reader stumble over
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: cannot be read as a checkpoint ({reason})") from None
-
-
-def _no_checkpoint(path):
-    """What the file `path` is, where it is no checkpoint: words, or None."""
-    with open(path, "rb") as file:
-        head = file.read(512)
-    if not head:
-        return "empty; the download has failed, perhaps"
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        return "a web page (HTML or XML), not a checkpoint; download the file itself"
-    for start, kind in (
-        (b"version https://git-lfs", "a Git LFS pointer, not the file it points to; fetch that with `git lfs pull`"),
-        (b"\x89HDF\r\n", "an HDF5 file (Keras or MATLAB), not one of PyTorch"),
-        (b"\x1f\x8b", "compressed by gzip; unpack it first"),
-        (b"BZh", "compressed by bzip2; unpack it first"),
-        (b"\xfd7zXZ", "compressed by xz; unpack it first"),
-        (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
-        (b"Rar!", "a RAR archive; unpack it first"),
-    ):
-        if head.startswith(start):
-            return kind
-    if tarfile.is_tarfile(path):
-        return "a tar archive; unpack it and give the checkpoint in it"
-    if zipfile.is_zipfile(path):  # whose checksums torch.load does not look at
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = {name.partition("/")[2] for name in archive.namelist()}
-                if "constants.pkl" in names:
-                    return "a TorchScript program, not a checkpoint; save the state_dict() of its network"
-                if "data.pkl" not in names:
-                    return f"a zip archive of {archive.namelist()[:3]}; unpack it and give the checkpoint in it"
-                if damaged := archive.testzip():
-                    return f"damaged, at {damaged}"
-        except Exception as error:  # of zipfile and zlib, which have many
-            return f"damaged ({error})"
-    return None
-
-
-def _read_safetensors(path):
-    try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise InputError(f"{path}: is a safetensors file; to read it, pip install safetensors") from None
-    return load_file(path)
-
-
-class StandIn(dict):
-    """In place of every object in a pickle but tensors and plain containers: it does nothing.
-
-    A dict, so that what a subclass of dict holds is there; `state` is what the object's __dict__ would be.
-    """
-
-    stands_for, state = "", {}
-
-    def __new__(cls, *args, **kwargs):
-        return super().__new__(cls)
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state):
-        self.state = state if isinstance(state, dict) else {}
-
-    def append(self, item):
-        """What a list or set of a class of one's own holds is not kept."""
-
-    add = append
-    __hash__, __eq__ = object.__hash__, object.__eq__
-
-
-class _Tensor:
-    """Called as torch._utils._rebuild_tensor is. Without attributes, so that a pickle cannot change what it does."""
-
-    __slots__ = ()
-
-    def __call__(self, storage, offset, size, stride, *_):
-        return torch._utils._rebuild_tensor(storage, offset, size, stride)
-
-
-class _Parameter:
-    """The tensor that a parameter is."""
-
-    __slots__ = ()
-
-    def __call__(self, tensor, *_):
-        return tensor
-
-
-class _InertPickle:
-    """A pickle module for torch.load that calls nothing from outside this list, whatever the file asks for.
-
-    In Python, as C's unpickler takes extension codes from a cache without asking find_class.
-    """
-
-    ALLOWED = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("builtins", "set"): set,
-        ("__builtin__", "set"): set,
-        ("torch._utils", "_rebuild_tensor"): _Tensor(),
-        ("torch._utils", "_rebuild_tensor_v2"): _Tensor(),
-        ("torch._utils", "_rebuild_parameter"): _Parameter(),
-        ("torch._utils", "_rebuild_parameter_with_state"): _Parameter(),
-        ("torch.nn.parameter", "Parameter"): _Parameter(),  # before PyTorch 0.4
-        ("torch.autograd.variable", "Variable"): _Parameter(),
-    }
-
-    class Unpickler(pickle._Unpickler):
-        def find_class(self, module, name):
-            allowed = _InertPickle.ALLOWED.get((module, name))
-            return allowed or type("StandIn", (StandIn,), {"stands_for": f"{module}.{name}"})
-
-        def get_extension(self, code):
-            raise pickle.UnpicklingError("it uses extension codes")
-
-        def __setattr__(self, name, value):
-            # torch.load's persistent_load compares a "module" with its source, and can write what differs to a file
-            if name == "persistent_load":
-                super().__setattr__(name, lambda saved: saved[1] if saved[0] == "module" else value(saved))
-            else:
-                super().__setattr__(name, value)
-
-    @staticmethod
-    def load(file, **options):
-        return _InertPickle.Unpickler(file, **options).load()
 
 
 def save_model(model, path):

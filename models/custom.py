@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from models.checkpoint import read_checkpoint
 from models.load import check_fit, find_weights
-from utils import InputError, read_checkpoint
+from utils import InputError
 
 _PROJECT = Path(__file__).resolve().parent.parent
 

@@ -13,8 +13,9 @@ from torch import nn
 from tqdm import tqdm
 
 from models import ARCHITECTURES, build_model
+from models.checkpoint import StandIn, read_checkpoint
 from models.edsr import DIV2K_MEAN
-from utils import InputError, StandIn, read_checkpoint
+from utils import InputError
 
 _KNOWN_NAMES = (
     "names known are ours (head, body.N, tail), pytorch-vdsr's (input, residual_layer.N.conv, output), "

@@ -119,7 +119,7 @@ def damage(path, how):
         path.write_bytes(b"rubbish")
 
 
-@pytest.mark.parametrize("how, words", [("cut", "cannot be read"), ("flipped", "is damaged"), ("other", "cannot be")])
+@pytest.mark.parametrize("how, words", [("cut", "cannot be read"), ("flipped", "damaged"), ("other", "cannot be read")])
 def test_auto_falls_back_to_the_checkpoint_before(run, images, tiny_teacher, tmp_path, how, words):
     flags = (*student_flags(images, tiny_teacher), "--scale=2")
     for name in ("whole", "part"):
@@ -127,7 +127,7 @@ def test_auto_falls_back_to_the_checkpoint_before(run, images, tiny_teacher, tmp
     newest, before = tmp_path / "part/checkpoint.pth", tmp_path / "part/checkpoint_previous.pth"
     kept = before.read_bytes()
     damage(newest, how)
-    assert_refused(run(distillation, *flags, f"--resume={newest}"), f"checkpoint.pth: {words}")
+    assert_refused(run(distillation, *flags, f"--resume={newest}"), "checkpoint.pth: ", words)
     again = run(distillation, *flags, "--save_dir=part", "--resume=auto")
     assert again.returncode == 0 and "warning" in again.stdout and words in again.stdout
     assert_same_run(tmp_path / "whole", tmp_path / "part")
@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, monkeypatch, images, tiny_
     assert process.returncode == 3
     (line,) = process.stderr.splitlines()
     assert "is nan" in line and "epoch 2, round 2, step" in line
-    state = utils.read_checkpoint(tmp_path / "run/checkpoint.pth")
+    state = torch.load(tmp_path / "run/checkpoint.pth", weights_only=True)
     assert (state["epoch"], state["round"]) == (2, 0)
     assert all(torch.isfinite(t).all() for part in state["parts"].values() for t in part["network"].values())
 
@@ -224,7 +224,7 @@ def test_a_checkpoint_with_other_content_is_refused(run, images, tiny_teacher, t
     flags = (*student_flags(images, tiny_teacher), "--scale=2", "--nEpochs=1")
     assert run(distillation, *flags).returncode == 0
     path = tmp_path / "runs/distillation/checkpoint.pth"
-    good = utils.read_checkpoint(path)
+    good = torch.load(path, weights_only=True)
     student = good["parts"]["student"]
     for content in ({"settings": 3}, {"epoch": "one"}, {"sums": [0.0]}, {"parts": {}}, {"parts": 1},
                     *({"parts": good["parts"] | {name: other}} for name, other in (

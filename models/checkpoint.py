@@ -1,0 +1,110 @@
+"""Read a checkpoint file without running code from it."""
+
+import pickle
+import tarfile
+import types
+import warnings
+import zipfile
+from collections import OrderedDict
+
+import torch
+
+from utils import InputError
+
+_OTHER_FILES_BEGIN_WITH = {
+    b"<": "a web page (HTML or XML); download the file itself",
+    b"version https://git-lfs": "a Git LFS pointer; fetch the file it points to with `git lfs pull`",
+    b"\x89HDF\r\n": "an HDF5 file (Keras or MATLAB), not one of PyTorch",
+    (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!"): "a compressed file; unpack it first",
+}
+
+
+def read_checkpoint(path):
+    """What torch.save or safetensors wrote to `path`, on the CPU. Never runs code from the file. Raises InputError.
+
+    Objects other than dense tensors and plain containers come as StandIn.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+        if other := _other_file(path, head):
+            raise ValueError(f"it is {other}")
+        if head[8:9] == b"{":  # safetensors: a header in JSON after its length
+            from safetensors.torch import load_file
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters becomes an error
+            return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT_PICKLE)
+    except Exception as error:  # whatever a damaged file makes its reader stumble over
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path}: cannot be read as a checkpoint: {reason}") from None
+
+
+def _other_file(path, head):
+    """What the file `path` is in place of a checkpoint, or None. head: its first bytes."""
+    if not head:
+        return "empty; the download has failed, perhaps"
+    for start, kind in _OTHER_FILES_BEGIN_WITH.items():
+        if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(start):
+            return kind
+    if tarfile.is_tarfile(path):
+        return "a tar archive; give the checkpoint in it"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}
+            if "constants.pkl" in names:
+                return "a TorchScript program; save the state_dict() of its network"
+            if "data.pkl" not in names:
+                return "a zip archive; give the checkpoint in it"
+            if damaged := archive.testzip():  # torch.load does not look at checksums
+                return f"damaged at {damaged}"
+    return None
+
+
+class StandIn(dict):
+    """In place of an object: it does nothing. It holds what a subclass of dict does; `state` is the object's __dict__."""
+
+    stands_for, state = "", {}
+    dump_patches = False  # else torch.load may write how a module's source code has changed to a file
+    __hash__, __eq__ = object.__hash__, object.__eq__
+
+    def __init__(self, *args, **kwargs):
+        super().__init__()
+
+    def append(self, item):
+        """Items of a list or set of a class of one's own are not kept."""
+
+    add = append
+
+
+class _InertUnpickler(pickle._Unpickler):
+    """Calls nothing but StandIn and what is KNOWN, and sets the state of StandIns alone.
+
+    Python's unpickler, not C's, so that load_build can be replaced.
+    """
+
+    get_extension = None  # it would call what is registered with copyreg
+    KNOWN = {
+        "__builtin__.set": set,
+        "collections.OrderedDict": OrderedDict,  # Python 2 gives its items to the constructor
+        "torch._utils._rebuild_tensor": torch._utils._rebuild_tensor,
+        "torch._utils._rebuild_tensor_v2": lambda *args: torch._utils._rebuild_tensor(*args[:4]),
+        "torch._tensor._rebuild_from_type_v2": lambda rebuild, kind, args, state: rebuild(*args),
+        **dict.fromkeys(("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state",
+                         "torch.nn.parameter.Parameter", "torch.autograd.variable.Variable"),  # the last two: before 0.4
+                        lambda tensor, *_: tensor),
+    }
+
+    def find_class(self, module, name):
+        return self.KNOWN.get(f"{module}.{name}") or type("StandIn", (StandIn,), {"stands_for": f"{module}.{name}"})
+
+    def load_build(self):
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], StandIn) and isinstance(state, dict):
+            self.stack[-1].state = state
+
+    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+
+
+_INERT_PICKLE = types.SimpleNamespace(
+    __name__="inert", Unpickler=_InertUnpickler, load=lambda file, **options: _InertUnpickler(file, **options).load())
