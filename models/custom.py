@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from models.checkpoint import read_checkpoint
-from models.load import check_fit, find_weights
+from models.load import find_weights, load_weights
 from utils import InputError
 
 _PROJECT = Path(__file__).resolve().parent.parent
@@ -51,10 +51,8 @@ def custom_network(path, role, weights=None):
         setattr(network, name, value)
     _try_out(network.eval(), path, role)
     if weights:
-        expected = network.state_dict(keep_vars=True)
-        found = find_weights(read_checkpoint(weights), weights, lambda names: names == expected.keys())
-        check_fit(expected, found, weights)
-        network.load_state_dict(found)
+        names = network.state_dict().keys()
+        load_weights(network, find_weights(read_checkpoint(weights), weights, lambda found: found == names), weights)
     return network
 
 

@@ -2,8 +2,8 @@
 
 Our files hold {"config": architecture, "state_dict": tensors} (see utils.save_model). Those of others are read as
 far as they hold one of the two networks: under whichever key, with whichever prefix, as tensors or as a whole
-pickled module (utils.read_checkpoint runs no code), in the names of pytorch-vdsr, EDSR-PyTorch and BasicSR. Their
-architecture is read off names and shapes.
+pickled module, in the names of pytorch-vdsr, EDSR-PyTorch and BasicSR. Their architecture is read off names and
+shapes.
 """
 
 import re
@@ -35,54 +35,70 @@ def load_model(path, device="cpu", res_scale=None):
     the path and the name or shape that does not fit.
     """
     content = read_checkpoint(path)
-    config = content.get("config") if isinstance(content, dict) else None
-    known = isinstance(config, dict) and config.get("arch") in (*ARCHITECTURES, "own")
-    if known and config["arch"] == "own":
-        raise InputError(f"{path}: is of a network of one's own; say which file defines it with --model")
     weights = find_weights(content, path, _recognised)
-    if not weights:
-        raise InputError(f"{path}: holds no weights; {_KNOWN_NAMES}")
-    if not known:
+    config = content.get("config")
+    arch = config.get("arch") if isinstance(config, dict) else None
+    if arch == "own":
+        raise InputError(f"{path}: is of a network of one's own; say which file defines it with --model")
+    if arch not in ARCHITECTURES:
         weights, config = _infer(weights, path, res_scale)
     try:
         if not 1 <= config["n_resblocks"] <= len(weights) or config["n_feats"] < 1 or not config.get("res_scale", 1) > 0:
             raise ValueError
         model = build_model(config)
-    except (KeyError, TypeError, RuntimeError, ValueError, ArithmeticError):
-        known = ", ".join(ARCHITECTURES)
-        raise InputError(f"{path}: no network of {known} can be made of its config {config}") from None
-    check_fit(model.state_dict(keep_vars=True), weights, path)
-    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    except (TypeError, ValueError, KeyError, RuntimeError, ArithmeticError):
+        raise InputError(f"{path}: no network can be made of its config {config}") from None
+    load_weights(model, weights, path)
     return model.to(device).eval()
+
+
+def load_weights(model, weights, path):
+    """Load {name: tensor} into `model`. Raises InputError where names, shapes or kinds do not fit or one is not finite.
+
+    Only parameters have to be finite: a buffer may hold an infinity.
+    """
+    expected = model.state_dict(keep_vars=True)
+    for name, tensor in expected.items():
+        found = weights.get(name)
+        reason = ("is missing" if found is None else
+                  f"is {tuple(found.shape)}, expected {tuple(tensor.shape)}" if found.shape != tensor.shape else
+                  f"is {found.dtype}, expected {tensor.dtype}" if not torch.can_cast(found.dtype, tensor.dtype) else
+                  "is not finite" if isinstance(tensor, nn.Parameter) and not found.isfinite().all() else None)
+        if reason:
+            raise InputError(f"{path}: the tensor '{name}' {reason}")
+    for name in weights:
+        if name not in expected:
+            raise InputError(f"{path}: the tensor '{name}' is unexpected in this architecture")
+    model.load_state_dict(weights)
 
 
 # ---- the tensors in a file -------------------------------------------------------------------------
 
 
-def find_weights(content, path, fits=None):
-    """The tensors {name: tensor} in the content of the checkpoint `path`: of any type, empty where there are none.
+def find_weights(content, path, fits):
+    """The tensors {name: tensor} in the content of the checkpoint `path`.
 
     Taken from the file itself, or a dict or module in it, at most two levels deep. Averaged weights come before
-    others, usual keys before unusual. What shares a prefix loses it.
-    fits: whether a set of names is what is looked for; without it any is, and only the prefixes of DataParallel
-    and torch.compile go. Raises InputError where two fit equally.
+    others, usual keys before unusual. A prefix that all names share goes where that makes them fit.
+    fits: says whether a set of names is what is looked for; where none is, any is taken. Raises InputError where
+    there are none, or two that are as good.
     """
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not a state dict")
     found = [(keys, _strip_prefix(weights, fits)) for keys, weights in _candidates(content)]
-    found = [one for one in found if fits and fits(one[1].keys())] or found
+    found = [one for one in found if fits(one[1].keys())] or found
     if not found:
-        if isinstance(content, StandIn):
-            raise InputError(f"{path}: holds a pickled {content.stands_for!r:.80}, not weights")
-        return {}
+        what = f"a pickled {content.stands_for!r:.80}, not" if isinstance(content, StandIn) else "no"
+        raise InputError(f"{path}: holds {what} weights; {_KNOWN_NAMES}")
     found.sort(key=lambda one: _rank(one[0]))
     (keys, weights), *others = found
-    for rival, same in others:
-        if _rank(rival) == _rank(keys) and not _equal(weights, same):
-            raise InputError(f"{path}: holds weights under '{'.'.join(keys)}' and '{'.'.join(rival)}'; "
+    for other, tensors in others:
+        same = weights.keys() == tensors.keys() and all(weights[name].equal(tensors[name]) for name in weights)
+        if _rank(other) == _rank(keys) and not same:
+            raise InputError(f"{path}: holds weights under '{'.'.join(keys)}' and '{'.'.join(other)}'; "
                              "keep one of them in the file")
     if others:
-        names = ", ".join(f"'{'.'.join(rival)}'" for rival, _ in others[:4])
+        names = ", ".join(f"'{'.'.join(other)}'" for other, _ in others[:4])
         tqdm.write(f"{path}: '{'.'.join(keys) or 'the file itself'}' is taken, not {names}")
     return weights
 
@@ -90,42 +106,37 @@ def find_weights(content, path, fits=None):
 def _candidates(content, keys=()):
     """(keys, tensors) of everything in `content` that holds tensors."""
     state = content.state if isinstance(content, StandIn) else {}
-    items = {**content, **state}
-    if isinstance(state.get("_modules"), dict):
-        weights = dict(_module_tensors(content))
-    else:
-        weights = {str(name): value for name, value in items.items() if isinstance(value, torch.Tensor)}
+    is_module = "_modules" in state
+    items = dict(_module_tensors(content)) if is_module else {**content, **state}
+    weights = {str(name): value for name, value in items.items() if isinstance(value, torch.Tensor)}
     weights = {name: tensor for name, tensor in weights.items() if not _COUNTERS.search(name)}
     if weights:
         yield keys, weights
-    if len(keys) < 2 and "_modules" not in state:
+    if len(keys) < 2:
         for key, value in items.items():
             if isinstance(value, dict):
                 yield from _candidates(value, (*keys, str(key)))
 
 
-def _module_tensors(module, prefix="", depth=0):
-    """(name, tensor) of the parameters and buffers of a pickled module, as its state_dict() would name them."""
-    parts = {part: module.state.get(part) for part in ("_parameters", "_buffers", "_modules")}
-    parts = {part: value if isinstance(value, dict) else {} for part, value in parts.items()}
-    passing = module.state.get("_non_persistent_buffers_set") or ()
-    for name, tensor in (*parts["_parameters"].items(), *parts["_buffers"].items()):
-        if isinstance(tensor, torch.Tensor) and not (name in parts["_buffers"] and name in passing):
-            yield f"{prefix}{name}", tensor
-    for name, inner in parts["_modules"].items():
-        if isinstance(inner, StandIn) and depth < 16:  # a file could hold a module in itself
-            yield from _module_tensors(inner, f"{prefix}{name}.", depth + 1)
+def _module_tensors(module, prefix=""):
+    """(name, value) of the parameters and buffers of a pickled module, as its state_dict() would name them."""
+    passing = module.state.get("_non_persistent_buffers_set", ())
+    for name, value in (module.state.get("_parameters", {}) | module.state.get("_buffers", {})).items():
+        if name not in passing:
+            yield prefix + name, value
+    for name, inner in module.state.get("_modules", {}).items():
+        if isinstance(inner, StandIn) and prefix.count(".") < 16:  # a file could hold a module in itself
+            yield from _module_tensors(inner, f"{prefix}{name}.")
 
 
 def _strip_prefix(weights, fits):
     """`weights` without the prefix that all names share, where they fit without it."""
     stripped = weights
-    while not (fits and fits(stripped.keys())):
+    while not fits(stripped.keys()):
         first = next(iter(stripped)).partition(".")[0] + "."
-        shared = all(name.startswith(first) and name != first for name in stripped)
-        if not shared or not (fits or first in ("module.", "_orig_mod.")):
-            return weights if fits else stripped
-        stripped = {name[len(first):]: tensor for name, tensor in stripped.items()}
+        if not all(name.startswith(first) for name in stripped):
+            return weights
+        stripped = {name.removeprefix(first): tensor for name, tensor in stripped.items()}
     return stripped
 
 
@@ -138,41 +149,15 @@ def _rank(keys):
     return 3 if keys else 2
 
 
-def _equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def check_fit(expected, found, path):
-    """Raise InputError where names, shapes or kinds of the tensors `found` are not those `expected`.
-
-    expected: a module's state_dict(keep_vars=True). Only what is a parameter in it has to be finite.
-    """
-    for name, tensor in expected.items():
-        if name not in found:
-            raise InputError(f"{path}: the tensor '{name}' is missing")
-        other = found[name]
-        if other.shape != tensor.shape:
-            raise InputError(f"{path}: the tensor '{name}' is {tuple(other.shape)}, expected {tuple(tensor.shape)}")
-        same_kind = (other.is_floating_point(), other.is_complex()) == (tensor.is_floating_point(), tensor.is_complex())
-        if not same_kind or other.layout != tensor.layout or other.is_quantized:
-            raise InputError(f"{path}: the tensor '{name}' is {other.dtype}, {other.layout}, expected {tensor.dtype}, "
-                             f"{tensor.layout}")
-        if isinstance(tensor, nn.Parameter) and not torch.isfinite(other).all():
-            raise InputError(f"{path}: the tensor '{name}' is not finite")
-    for name in found:
-        if name not in expected:
-            raise InputError(f"{path}: the tensor '{name}' is unexpected in this architecture")
-
-
 # ---- the names and numbers of others ---------------------------------------------------------------
 
 
 def _recognised(names):
-    ours = {_our_name(name, 0) for name in names}
+    ours = {_our_name(name) for name in names}
     return "head.weight" in ours or ours >= {"head.0.weight", "tail.0.0.weight"}
 
 
-def _our_name(name, n_blocks):
+def _our_name(name, n_blocks=0):
     """pytorch-vdsr's and BasicSR's names as ours; EDSR-PyTorch's are ours."""
     for pattern, ours in (
         (r"input\.", "head."),
@@ -183,11 +168,11 @@ def _our_name(name, n_blocks):
         (r"body\.(\d+)\.conv2\.", r"body.\1.body.2."),
         (r"conv_after_body\.", f"body.{n_blocks}."),
         (r"(?:upconv|upsample)\.(\d)\.", r"tail.0.\1."),
-        (r"(?:upconv|upsample)\.", "tail.0.0."),
+        (r"upconv1\.", "tail.0.0."),
+        (r"upconv2\.", "tail.0.2."),
         (r"conv_last\.", "tail.1."),
     ):
-        if re.match(pattern, name):
-            return re.sub(pattern, ours, name, count=1)
+        name = re.sub(f"^{pattern}", ours, name)
     return name
 
 
@@ -195,18 +180,17 @@ def _infer(found, path, res_scale):
     """(weights under our names, config): what names and shapes tell, and where they do not, the usual and a word."""
     n_blocks = len({match[1] for name in found if (match := re.match(r"(?:body|residual_layer)\.(\d+)\.", name))})
     weights = {_our_name(name, n_blocks): tensor for name, tensor in found.items()}
-    head = weights.get("head.weight", weights.get("head.0.weight"))
-    if head is None or not _recognised(weights.keys()):
+    if not _recognised(weights.keys()):
         raise InputError(f"{path}: begins with the tensor '{next(iter(found))}'; {_KNOWN_NAMES}")
-    for name in ("head.weight", "head.0.weight", "tail.0.0.weight"):
-        if name in weights and weights[name].dim() != 4:
-            raise InputError(f"{path}: the tensor '{name}' is {tuple(weights[name].shape)}, expected 4 dimensions")
+    head = weights.get("head.weight", weights.get("head.0.weight"))
+    if head.dim() != 4:
+        raise InputError(f"{path}: the first convolution's weight is {tuple(head.shape)}, expected 4 dimensions")
     n_feats, channels = head.shape[:2]
     if "head.weight" in weights:
         return weights, {"arch": "vdsr", "n_resblocks": n_blocks, "n_feats": n_feats}
     if channels not in (1, 3):
         raise InputError(f"{path}: is an EDSR of {channels} channels; only 3 (RGB) and 1 (luma) are known")
-    thrice = len(weights["tail.0.0.weight"]) == 9 * n_feats
+    thrice = weights["tail.0.0.weight"].shape[:1] == (9 * n_feats,)
     scale = 4 if "tail.0.2.weight" in weights else 3 if thrice else 2
     basicsr = "conv_first.weight" in found
     config = {"arch": "edsr", "n_resblocks": n_blocks - (not basicsr), "n_feats": n_feats, "scale": scale,
@@ -215,37 +199,34 @@ def _infer(found, path, res_scale):
         config["channels"] = 1
     guesses = [] if res_scale else [f"res_scale {config['res_scale']}, usual at this width (--res_scale sets another)"]
     if not basicsr:
-        guesses += _take_range(weights, config, channels, path)
+        weights, mean, guess = _unshift(weights, channels, path)
+        config |= {"mean": mean} if mean else {}
+        guesses += guess
     if guesses:
         tqdm.write(f"{path}: does not say all; taken are {'; '.join(guesses)}")
     return weights, config
 
 
-def _take_range(weights, config, channels, path):
-    """Take EDSR-PyTorch's mean shift out of `weights` into `config`, and its range of values into the biases.
+def _unshift(weights, channels, path):
+    """EDSR-PyTorch's weights without its mean shift, for values in 0..255; the mean, or None for the usual; guesses.
 
-    Returns what is a guess, in words. The network is convolutions and ReLU, so that one of values in 0..r is one of
-    values in 0..255 once its biases are 255 / r as large.
+    The network is convolutions and ReLU: one of values in 0..r is one of values in 0..255 once its biases are
+    255 / r as large.
     """
-    shift = {name: weights.pop(name).double() for name in [*weights] if re.match(r"(sub|add)_mean\.", name)}
+    shift = {name: tensor.float() for name, tensor in weights.items() if re.match(r"(sub|add)_mean\.", name)}
     if not shift:  # as super-image stores, whose values are in 0..1, and single-channel EDSR-PyTorch
-        high, mean = (1 if channels == 3 else 255), torch.zeros(channels)
+        high, mean = (1, [0.0] * 3) if channels == 3 else (255, None)
         guesses = [f"no mean shift and values in 0..{high}, as there is no sub_mean"]
     else:
-        offset, one = shift.get("add_mean.bias"), torch.eye(channels).double()[..., None, None]
-        usable = offset is not None and offset.shape == (channels,) and torch.isfinite(offset).all() and all(
-            (value := shift.get(name)) is not None and value.shape == right.shape and torch.allclose(value, right)
-            for name, right in (("sub_mean.weight", one), ("add_mean.weight", one), ("sub_mean.bias", -offset)))
-        if not usable:
+        offset, one = shift.get("add_mean.bias", torch.zeros(0)), torch.eye(channels)[..., None, None]
+        usable = {"sub_mean.weight": one, "sub_mean.bias": -offset, "add_mean.weight": one, "add_mean.bias": offset}
+        if len(offset) != channels or shift.keys() != usable.keys() or not all(
+                shift[name].shape == usable[name].shape and shift[name].allclose(usable[name]) for name in usable):
             raise InputError(f"{path}: sub_mean and add_mean do more than subtract one mean and add it again")
-        high = offset[0].item() / DIV2K_MEAN[0]
-        if channels == 3 and high > 0 and torch.allclose(offset, high * torch.tensor(DIV2K_MEAN).double(), rtol=1e-3):
-            mean, guesses = None, []
-        else:  # a mean is below 1, so that larger numbers are of values in 0..255
-            high = 1 if 0 < offset.abs().max() <= 1 else 255
-            mean, guesses = offset / high, [f"values in 0..{high}, of its own mean shift"]
-    if mean is not None and (channels == 3 or mean.any()):
-        config["mean"] = mean.tolist()
-    if abs(high / 255 - 1) > 1e-3:
-        weights.update({name: tensor * (255 / high) for name, tensor in weights.items() if name.endswith(".bias")})
-    return guesses
+        high, mean, guesses = offset[0].item() / DIV2K_MEAN[0], None, []
+        if channels != 3 or not offset.allclose(high * torch.tensor(DIV2K_MEAN), rtol=1e-3) or high <= 0:
+            high = 1 if 0 < offset.abs().max() <= 1 else 255  # a mean is below 1: larger ones are of values in 0..255
+            mean, guesses = (offset / high).tolist(), [f"values in 0..{high}, of its own mean shift"]
+    weights = {name: tensor.float() * (255 / high) if name.endswith(".bias") else tensor for name, tensor in weights.items()
+               if name not in shift}
+    return weights, mean, guesses
