@@ -110,6 +110,7 @@ def test_flags_and_files_that_do_not_go_with_it(run, images, tiny_teacher, tmp_p
     ("scale = 3", "scale, config = 3, None", "has a `config` of its own"),
     ("return ESPCN(32)", "return 1 / 0", "ended with ZeroDivisionError: division by zero (espcn.py, line 26)"),
     ("return ESPCN(32)", "return ESPCN('32')", "ended with TypeError: .* (espcn.py, line 12)"),
+    ("return ESPCN(32)", "return ESPCN(32).requires_grad_(False)", "student() has no parameter that learns"),
     ("return ESPCN(32)", "raise SystemExit('a\\nb')", "ended with SystemExit: a b (espcn.py, line 26)"),
     ("def student", "def student of", "ended with SyntaxError: .* (espcn.py, line 25)"),
     ("self.layers(x)", "self.layers(x, 1)", "given (1, 3, 12, 16), ended with TypeError: .* (espcn.py, line 18)"),
