@@ -220,7 +220,7 @@ def _unshift(weights, channels, path):
     else:
         offset, one = shift.get("add_mean.bias", torch.zeros(0)), torch.eye(channels)[..., None, None]
         usable = {"sub_mean.weight": one, "sub_mean.bias": -offset, "add_mean.weight": one, "add_mean.bias": offset}
-        if len(offset) != channels or shift.keys() != usable.keys() or not all(
+        if offset.shape != (channels,) or shift.keys() != usable.keys() or not all(
                 shift[name].shape == usable[name].shape and shift[name].allclose(usable[name]) for name in usable):
             raise InputError(f"{path}: sub_mean and add_mean do more than subtract one mean and add it again")
         high, mean, guesses = offset[0].item() / DIV2K_MEAN[0], None, []
