@@ -146,8 +146,9 @@ def stage(epoch, depth, settings):
     """Progressive distillation: (first epoch, epoch after the last, body blocks) of the stage that `epoch` belongs to."""
     s = settings
     number = min(max(epoch - 1, 0) // s.inc_step, s.inc_num - 1) if s.inc_num > 1 else 0
-    last = number == s.inc_num - 1
-    return 1 + number * s.inc_step, s.nEpochs + 1 if last else 1 + (number + 1) * s.inc_step, depth * (number + 1) // s.inc_num
+    begin = 1 + number * s.inc_step
+    end = s.nEpochs + 1 if number == s.inc_num - 1 else begin + s.inc_step
+    return begin, end, depth * (number + 1) // s.inc_num
 
 
 def distil(teacher, student, images, settings, generators=None, depth=0, run=None, call=eager):
@@ -266,8 +267,9 @@ def label(teacher, precision, x):
 def labelled(args, settings, teacher, draw, call):
     """images(step) for distil: fresh ones every step, or with --bank those drawn before."""
     if args.bank:
-        bank = Bank(draw, partial(call, label, teacher, args.precision), settings.scales, args.bank, args.iter * args.stu_step,
-                    args.seed, partial(tqdm, desc="bank", unit="chunk", leave=False, disable=parallel.quiet()))
+        progress = partial(tqdm, desc="bank", unit="chunk", leave=False, disable=parallel.quiet())
+        bank = Bank(draw, partial(call, label, teacher, args.precision), settings.scales, args.bank,
+                    args.iter * args.stu_step, args.seed, progress)
         return lambda step: tuple(part[parallel.share(args.batchSize)] for part in bank.batch(step, args.batchSize))
 
     def fresh(step):
@@ -376,8 +378,8 @@ def main(args):
             student = first_student(args, settings, run, teacher, config)
             images = labelled(args, settings, teacher, draw, call)
             networks["student"] = distil(teacher, student, images, settings, generators, config["n_resblocks"], run, call)
-            trained = {"seconds": round(run.seconds, 1), "student_steps": run.steps, "images": run.steps * args.batchSize,
-                       "bank": args.bank}
+            trained = {"seconds": round(run.seconds, 1), "student_steps": run.steps,
+                       "images": run.steps * args.batchSize, "bank": args.bank}
         if parallel.leader():
             report(args, run, networks, benchmarks, trained)
 

@@ -77,7 +77,8 @@ def make_model(args, pretrained):
         wrong = [name for name in ("arch", "n_resblocks", "n_feats") if asked[name] != pretrained.config[name]
                  and (args.arch if name == "arch" else name in given or args.arch)]
         if wrong:
-            raise InputError(f"--{wrong[0]} {getattr(args, wrong[0])}: {args.pretrained} has {pretrained.config[wrong[0]]}")
+            name = wrong[0]
+            raise InputError(f"--{name} {getattr(args, name)}: {args.pretrained} has {pretrained.config[name]}")
         if pretrained.upscaled_input or args.test_only or args.scale in (0, *pretrained.scales):
             return pretrained
         seed_everything(args.seed, "model")

@@ -176,6 +176,7 @@ def check_places(args):
 def open_run(args, script, losses=("loss",), validate=None, **identity):
     """The Run that the flags describe, see engine.run.Run. identity: what else makes another run."""
     settings = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
-    return Run(args.save_dir, Log(args.save_dir, args.tensorboard), {**settings, "script": script, **identity}, vars(args),
-               args.resume, epochs=args.nEpochs, losses=losses, first_epoch=args.start_epoch, batch=args.batchSize,
-               every=args.checkpoint_every, device=args.device, validate=validate)
+    settings |= {"script": script, **identity}
+    return Run(args.save_dir, Log(args.save_dir, args.tensorboard), settings, vars(args), args.resume, epochs=args.nEpochs,
+                losses=losses, first_epoch=args.start_epoch, batch=args.batchSize, every=args.checkpoint_every,
+               device=args.device, validate=validate)

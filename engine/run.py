@@ -26,11 +26,11 @@ PLACE = ("epoch", "round", "step", "steps", "best", "psnr")
 class Run:
     """Where a run is (epoch, round and step: what comes next; steps: made) and the mean losses of its epoch.
 
-    path: its folder; None for a run that leaves nothing. log: an engine.log.Log, told of each epoch. settings: what must
-    be the same where the run is resumed. config: what config.json is to hold. resume: None, "auto" or a checkpoint's path.
-    epochs: how many in all. losses: their names. batch: images a step. every: minutes between checkpoints.
-    validate(network, epoch): {scale: PSNR} after an epoch. Raises InputError on a checkpoint that cannot serve, or a folder that
-    holds another run.
+    path: its folder; None for a run that leaves nothing. log: an engine.log.Log, told of each epoch. settings: what
+    must be the same where the run is resumed. config: what config.json is to hold. resume: None, "auto" or the path of
+    a checkpoint. epochs: how many in all. losses: their names. batch: images a step. every: minutes between
+    checkpoints. validate(network, epoch): {scale: PSNR} after an epoch. Raises InputError on a checkpoint that cannot
+    serve, or a folder that holds another run.
 
     Nothing is written before it is entered as a context manager. From then on SIGINT and SIGTERM end it after the
     step, with a checkpoint.
@@ -97,7 +97,7 @@ class Run:
             raise InputError(f"{path}: was left by other settings: {'; '.join(different)}")
 
     def begin(self, **parts):
-        """parts: objects with state_dict and load_state_dict, which get the state to go on from, and which save() saves."""
+        """parts: what has state_dict and load_state_dict: they get the state to go on from, and save() saves them."""
         self.parts, state, self.state = parts, self.state, None  # what begins later begins afresh: a stage, say
         if state:
             try:

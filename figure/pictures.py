@@ -1,7 +1,7 @@
 """Pictures: the images a source draws, and what the networks make of a real one. All are PNG.
 
     python -m figure.pictures --output=figure/dead_leaves.png        # a sheet of dead leaves
-    python -m figure.pictures --runs runs/a runs/b --labels "run a" "run b" --output=generated.png   # what these drew last
+    python -m figure.pictures --runs runs/a runs/b --labels "run a" "run b" --output=drawn.png     # what these drew last
 """
 
 from pathlib import Path
@@ -58,7 +58,8 @@ def save_sample_sheet(folder, path, scales):
 def stack(strips, margin):
     """One PIL image of strips, [(label, file)], below one another and a line of room, the labels in the left margin."""
     images = [Image.open(file) for _, file in strips]
-    sheet = Image.new("RGB", (margin + max(image.width for image in images), TEXT + sum(i.height for i in images)), "#e6e8eb")
+    width, height = max(image.width for image in images), sum(image.height for image in images)
+    sheet = Image.new("RGB", (margin + width, TEXT + height), "#e6e8eb")
     top = TEXT
     for (label, _), image in zip(strips, images):
         sheet.paste(image, (margin, top))

@@ -181,8 +181,8 @@ def compare_widths(rows):
     heads = ["channels", "parameters", "10^9 multiply-adds", "latency (ms)", *(f"x{scale}" for scale in scales)]
     texts = [[str(row["width"]), f"{row['parameters']:,}", f"{row['gmacs']:.1f}", f"{row['ms']:.0f}",
               *(f"{row['psnr'][scale]:.2f}" for scale in scales)] for row in rows]
-    table = (f"PSNR in dB on Set5; multiply-adds a megapixel of output; latency of a {TIMED[0]}x{TIMED[1]} output in float32 "
-             f"on {device}.\n\n" + markdown_table(heads, texts))
+    table = ("PSNR in dB on Set5; multiply-adds a megapixel of output; latency of an output of "
+             f"{TIMED[0]}x{TIMED[1]} in float32 on {device}.\n\n" + markdown_table(heads, texts))
     figure, psnr = new_figure(8, 3.6), [fmean(row["psnr"].values()) for row in rows]
     paper = [scores for (on, scale), scores in paper_table().items() if on == "Set5" and str(scale) in scales]
     costs = {"gmacs": "$10^9$ multiply-adds a megapixel of output", "ms": f"latency (ms), {device}"}

@@ -109,7 +109,7 @@ def keep_channels(gram, kernel, n_feats):
         cost = (parts * torch.linalg.solve(diagonal, parts)).sum((1, 2))
         gone = int(cost.argmin())
         out = torch.arange(gone * taps, (gone + 1) * taps, device=gram.device)
-        kept = torch.cat((torch.arange(out[0], device=gram.device), torch.arange(out[-1] + 1, n * taps, device=gram.device)))
+        kept = torch.tensor([i for i in range(n * taps) if i // taps != gone], device=gram.device)
         share = inverse[kept][:, out] @ torch.linalg.inv(diagonal[gone])
         best = best[kept] - share @ best[out]
         inverse = inverse[kept][:, kept] - share @ inverse[out][:, kept]
