@@ -178,5 +178,5 @@ def open_run(args, script, losses=("loss",), validate=None, **identity):
     settings = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
     settings |= {"script": script, **identity}
     return Run(args.save_dir, Log(args.save_dir, args.tensorboard), settings, vars(args), args.resume, epochs=args.nEpochs,
-                losses=losses, first_epoch=args.start_epoch, batch=args.batchSize, every=args.checkpoint_every,
+               losses=losses, first_epoch=args.start_epoch, batch=args.batchSize, every=args.checkpoint_every,
                device=args.device, validate=validate)
