@@ -32,6 +32,7 @@ from engine.run import Run
 from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
 from figure.plots import save_curves
 from models import ARCHITECTURES, Generator
+from models.custom import custom_network
 from models.pair import check_pair, check_start, load_network, new_student, student_config
 from utils import InputError, fingerprint, random_stream, run_script, save_model, seed_everything, stream_seed
 
@@ -296,6 +297,8 @@ def check(args, teacher, config, settings):
         raise InputError(f"--bank {args.bank}: the images of generators change as they learn; use --bank=0")
     if args.student_init == "teacher":
         check_start(teacher, config, args.inc_num)
+    if args.model and not any(w.requires_grad for w in custom_network(args.model, "student").parameters()):
+        raise InputError(f"--model {args.model}: student() has no parameter that learns")
     if args.student:
         raise InputError("--student: goes with --test_only; to continue a run give --resume its checkpoint.pth")
 

@@ -50,8 +50,6 @@ def custom_network(path, role, weights=None):
             raise InputError(f"--model {path}: the {role} has a `{name}` of its own, a name that is taken; rename it")
         setattr(network, name, value)
     _try_out(network.eval(), path, role)
-    if role == "student" and not any(weight.requires_grad for weight in network.parameters()):
-        raise InputError(f"--model {path}: student() has no parameter that learns")
     if weights:
         names = network.state_dict().keys()
         load_weights(network, find_weights(read_checkpoint(weights), weights, lambda found: found == names), weights)

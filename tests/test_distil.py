@@ -4,6 +4,7 @@ import torch
 
 from data.sources import noise_source
 from distillation import Settings, distil
+from engine.run import Run
 from models import VDSR
 
 
@@ -17,7 +18,7 @@ def test_a_student_learns_its_teacher(tmp_path, monkeypatch):
     images = lambda step: (x := draw(2, step, 4), teacher(x))
     before, scored = error(), []
     settings = Settings(nEpochs=2, iter=20, stu_step=4, loss_type="L1", optimizer="adam", lr=0.01, schedule="cosine")
-    validate = lambda student: scored.append(error()) or {}
-    assert distil(teacher, student, images, settings, validate=validate) is student
+    run = Run(losses=("student",), validate=lambda student, epoch: scored.append(error()) or {})
+    assert distil(teacher, student, images, settings, run=run) is student
     assert scored[1] < scored[0] < 0.8 * before
     assert not list(tmp_path.iterdir())
