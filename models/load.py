@@ -87,6 +87,8 @@ def find_weights(content, path, fits):
         raise InputError(f"{path}: holds a {type(content).__name__}, not a state dict")
     found = [(keys, _strip_prefix(weights, fits)) for keys, weights in _candidates(content)]
     found = [one for one in found if fits(one[1].keys())] or found
+    if not found and fits({}.keys()):  # a network without weights
+        return {}
     if not found:
         what = f"a pickled {content.stands_for!r:.80}, not" if isinstance(content, StandIn) else "no"
         raise InputError(f"{path}: holds {what} weights; {_KNOWN_NAMES}")
