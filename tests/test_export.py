@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from data.benchmark import prepare, score, upscale
 from data.images import read_image
 from models import EDSR, VDSR, build_model
-from tests.helpers import assert_refused
+from tests.helpers import assert_refused, contents
 from tools import export
 from utils import save_model
 
@@ -107,42 +108,35 @@ def test_a_file_by_itself(exported, images, tmp_path, student, suffix, kind, nam
         "parameters": sum(p.numel() for p in network.parameters()), "value_range": [0, 1], "torch": torch.__version__}
 
 
-def test_scored_without_any_images(exported, student):
-    student("edsr")
-    process = exported(".pt2", "--data_dir=nowhere")
-    assert process.returncode == 0 and "skimage x3" in process.stdout
-
-
 def test_a_network_of_ones_own(exported, tmp_path):
+    """Scored on scikit-image's photographs where there are no others."""
     (tmp_path / "own.py").write_text(DECIDING.replace("y * 2 if x.shape[2] == 24 else y", "y"))
     network = nn.Conv2d(3, 12, 3, padding=1)
     torch.save({f"conv.{k}": v for k, v in network.state_dict().items()}, tmp_path / "student.pth")
-    process = exported(".pt2", "--model=own.py")
-    assert process.returncode == 0, process.stderr
+    process = exported(".pt2", "--model=own.py", "--data_dir=nowhere")
+    assert process.returncode == 0 and "skimage x2" in process.stdout, process.stderr
     x, function = torch.rand(1, 3, 9, 11), torch.export.load(tmp_path / "out.pt2").module()
     torch.testing.assert_close(function(x), nn.functional.pixel_shuffle(network(x), 2))
     (tmp_path / "deciding.py").write_text(DECIDING)
     (tmp_path / "out.pt2").unlink()
-    assert_refused(exported(".pt2", "--model=deciding.py"), "out.pt2: torch.export cannot", "any batch, height")
+    assert_refused(exported(".pt2", "--model=deciding.py"), ".pt2", "any batch, height")
     assert not (tmp_path / "out.pt2").exists()
 
 
 def test_arguments_that_do_not_fit_are_refused(run, exported, tmp_path, student):
     student("vdsr")
+    (tmp_path / "link.pt2").symlink_to("student.pth")
+    (tmp_path / "out.pt2").mkdir()
+    before = contents(tmp_path)
     for arguments, word in (
-        (["student.pth", "out.pth"], "out.pth: the name must end in .onnx or .pt2"), (["no.pth", "out.pt2"], "no.pth"),
+        (["student.pth", "out.pth"], "out.pth: the name must end in .onnx or .pt2"), (["no.pth", "a.pt2"], "no.pth"),
         (["student.pth", ""], ".onnx or .pt2"), (["student.pth"], "--compare"),
-        (["student.pth", "out.pt2", "--compare=student.pth"], "--compare"),
+        (["student.pth", "a.pt2", "--compare=student.pth"], "--compare"),
+        (["./student.pth", "link.pt2"], "link.pt2: is the student's own file"),
     ):
         assert_refused(run(export, *arguments), word)
-    (tmp_path / "student.pth").rename(tmp_path / "out.pt2")
-    before = (tmp_path / "out.pt2").read_bytes()
-    assert_refused(run(export, "./out.pt2", "out.pt2"), "student's own file")
-    assert [p.name for p in tmp_path.iterdir()] == ["out.pt2"] and (tmp_path / "out.pt2").read_bytes() == before
-    (tmp_path / "out.pt2").rename(tmp_path / "student.pth")
-    (tmp_path / "out.pt2").mkdir()
     assert_refused(exported(".pt2"), "out.pt2", "cannot be written")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.pt2", "student.pth"]
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])
@@ -160,21 +154,19 @@ def test_without_onnxruntime_the_file_is_written_and_said_to_be_unchecked(export
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     process = exported(".onnx")
     assert process.returncode == 0 and "not checked: onnxruntime is not installed" in process.stdout
-    assert "checked: within" not in process.stdout and (tmp_path / "out.onnx").stat().st_size > 4 * 360
+    assert (tmp_path / "out.onnx").stat().st_size > 4 * 360
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda x, y: y + 2e-5 * (x.shape[3] > 40), "differs from torch by 2.0e-05"),
-    (lambda x, y: y[..., 1:], "by inf"),
-    (lambda x, y: y * float("nan"), "by inf"),
-    (lambda x, y: 1 / 0, "does not run (division by zero)"),
+@pytest.mark.parametrize("change, word", [
+    (lambda x, y: y + 2e-5 * (x.shape[3] > 40), "difference: 2.0"), (lambda x, y: y[..., 1:], "shape"),
+    (lambda x, y: y * float("nan"), "nan"), (lambda x, y: 1 / 0, "division by zero"),
 ])
-def test_a_file_that_gives_something_else_is_not_written(exported, student, tmp_path, monkeypatch, change, words):
+def test_a_file_that_gives_something_else_is_not_written(exported, student, tmp_path, monkeypatch, change, word):
     network = student("edsr")
     (tmp_path / "out.pt2").write_text("the one before")
     read = lambda content: lambda x: change(x, network(x))
     monkeypatch.setattr(export, "FORMATS", {".pt2": (lambda *_: b"file", read, 1e-5)})
-    assert_refused(exported(".pt2"), "out.pt2", words)
+    assert_refused(exported(".pt2"), ".pt2", word)
     assert (tmp_path / "out.pt2").read_text() == "the one before" and len(list(tmp_path.iterdir())) == 2
 
 
@@ -189,6 +181,7 @@ def test_what_a_student_saves_as_a_table(run, student, tmp_path, monkeypatch, mi
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     monkeypatch.setattr(export, "TIMED", (24, 16))
+    monkeypatch.setattr(export, "milliseconds", partial(export.milliseconds, least=0))
     monkeypatch.setitem(sys.modules, *((missing, None) if missing else ("no package", None)))
     save_model(VDSR(2, 8), tmp_path / "teacher.pth")
     student("vdsr")

@@ -32,9 +32,13 @@ def fixed_weights():
     torch.manual_seed(0)
 
 
-def upscaled(model, image, scale, **more):
+def bands(model, image, scale):
     """Of an array (H, W) or (H, W, C)."""
-    return np.concatenate(list(upscale_bands(model, Image.fromarray(image), scale, "cpu", **more)))
+    return list(upscale_bands(model, Image.fromarray(image), scale, "cpu"))
+
+
+def upscaled(model, image, scale):
+    return np.concatenate(bands(model, image, scale))
 
 
 # ---- colours ---------------------------------------------------------------------------------------
@@ -110,35 +114,39 @@ def test_self_ensemble_upscales_the_eight_flips_and_turns():
 
 
 @pytest.mark.parametrize("make, scale", [(VDSR, 2), (VDSR, 3), (VDSR, 4), (EDSR, 2), (EDSR, 3), (EDSR, 4)])
-def test_bands_show_no_seam(make, scale):
+def test_bands_show_no_seam(monkeypatch, make, scale):
     """With weights near those of a mean, by which the borders of the receptive field count; in 16 bits."""
     model = VDSR(2, 4) if make is VDSR else EDSR(1, 4, scale=scale)
     for conv in (module for module in model.modules() if isinstance(module, nn.Conv2d)):
         conv.weight.data = (1 + torch.randn_like(conv.weight)) / (9 * conv.in_channels)
     image = pixels(59, 41, 1, np.uint16)[..., 0] // 4 + (10000 if make is VDSR else 30000)
-    bands = list(upscale_bands(model, Image.fromarray(image), scale, "cpu", largest=1))
     expected = upscaled(model, image, scale)
-    assert len(bands) > 3 and expected.std() > 100 and ((expected > 0) & (expected < 65535)).mean() > 0.5
-    assert np.abs(np.concatenate(bands).astype(int) - expected).max() <= 1
+    assert expected.std() > 100 and ((expected > 0) & (expected < 65535)).mean() > 0.5
+    monkeypatch.setattr("tools.upscale._BAND", 1)
+    found = bands(model, image, scale)
+    assert len(found) > 3 and np.abs(np.concatenate(found).astype(int) - expected).max() <= 1
 
 
-def test_bands_of_a_clear_image_show_no_seam():
-    image = pixels(150, 6, 4)
+def test_bands_of_a_clear_image_show_no_seam(monkeypatch):
+    image, model = pixels(150, 6, 4), Nearest(2, 3)
     image[20:130, :, 3] = 0
-    model = Nearest(2, 3)
-    assert len(list(upscale_bands(model, Image.fromarray(image), 2, "cpu", largest=1))) > 3
-    np.testing.assert_array_equal(upscaled(model, image, 2, largest=1), upscaled(model, image, 2))
+    expected = upscaled(model, image, 2)
+    monkeypatch.setattr("tools.upscale._BAND", 1)
+    found = bands(model, image, 2)
+    assert len(found) > 3
+    np.testing.assert_array_equal(np.concatenate(found), expected)
 
 
 def test_an_image_on_which_every_pixel_depends_is_one_band(monkeypatch):
     monkeypatch.setattr("tools.upscale.reach", lambda model: None)
-    band, = upscale_bands(Nearest(4, 3), Image.fromarray(pixels(200, 4)), 4, "cpu", largest=1)
+    monkeypatch.setattr("tools.upscale._BAND", 1)
+    band, = bands(Nearest(4, 3), pixels(200, 4), 4)
     assert band.shape == (800, 16, 3)
 
 
-def test_what_of_a_large_image_is_held_at_a_time():
-    sizes = [band.nbytes for band in upscale_bands(Nearest(4, 3), Image.fromarray(pixels(200, 40)), 4, "cpu",
-                                                   largest=8000)]
+def test_what_of_a_large_image_is_held_at_a_time(monkeypatch):
+    monkeypatch.setattr("tools.upscale._BAND", 8000)
+    sizes = [band.nbytes for band in bands(Nearest(4, 3), pixels(200, 40), 4)]
     assert sum(sizes) == 200 * 40 * 16 * 3 and max(sizes) < sum(sizes) / 20
 
 

@@ -14,10 +14,11 @@ from bicubic import imresize
 from engine.graphs import eager, recorder
 from engine.learner import Learner, autocast, distance, make_optimizer, train_step
 from engine.options import Parser, best_precision, count, whole
-from models import Generator, build_model
+from models import PRESETS, Generator, build_model
 from utils import choose_device, device_name, run_script, set_up_cpu
 
-SWEEP = {"batch": (4, 8, 16, 32, 64, 128), "patch": (24, 48, 96, 192), "depth": (2, 6, 10, 18), "width": (16, 32, 64, 128)}
+SWEEP = {"batch": (4, 8, 16, 32, 64, 128), "patch": (24, 48, 96, 192), "depth": (2, 6, 10, 18),
+         "width": (16, 32, 64, 128)}
 
 
 def milliseconds(function, device, least=0.5):
@@ -35,19 +36,17 @@ def milliseconds(function, device, least=0.5):
     return 1000 * statistics.median(times)
 
 
-def networks(device, precision, depth=18, width=32):
-    """(teacher of twice the width, learner of the student)."""
-    config = {"arch": "vdsr", "n_resblocks": depth, "n_feats": 2 * width}
-    teacher = build_model(config).to(device).requires_grad_(False)
-    student = build_model({**config, "n_feats": width}).to(device)
-    return teacher, Learner(student, make_optimizer(student, "sgd", 1e-5), precision)
+def student_step(call, device, precision, batch, patch=48, depth=18, width=32):
+    """A function of nothing that trains a student of that depth and width for one step."""
+    student = build_model({"arch": "vdsr", "n_resblocks": depth, "n_feats": width}).to(device)
+    learner = Learner(student, make_optimizer(student, "sgd", lr=0.0), precision)  # on noise it might diverge
+    x, D = torch.rand(batch, 1, patch, patch, device=device), distance("MSE")
+    return lambda: call(train_step, learner, x, x, D)
 
 
-def parts(device, precision, batch, plain=False):
-    """{part: a function of nothing that does it once}."""
-    call, D = eager if plain else recorder(device), distance("MSE")
-    teacher, student = networks(device, precision)
-    generator = Generator(256, 24).to(device)
+def parts(call, device, precision, batch):
+    """{part: a function of nothing that does it once}. call: of engine.graphs, eager or a recorder."""
+    teacher, generator = build_model(PRESETS["vdsr"]).to(device), Generator(256, 24).to(device)
     x, z = torch.rand(batch, 1, 48, 48, device=device), torch.randn(batch, 256, device=device)
 
     @torch.no_grad()
@@ -55,38 +54,35 @@ def parts(device, precision, batch, plain=False):
         with autocast(device, precision):
             return teacher(x)
 
-    target = label(x)
-    draw = torch.no_grad()(lambda z: imresize(generator(z), 2))
+    @torch.no_grad()
+    def draw(z):
+        return imresize(generator(z), 2)
+
     return {"teacher forward": lambda: call(label, x),
-            "student step, inputs and targets given": lambda: call(train_step, student, x, target, D),
+            "student step, inputs and targets given": student_step(call, device, precision, batch),
             "generator and bicubic x2": lambda: call(draw, z)}
 
 
 def main(args):
-    """Print a table of the parts, or of what --sweep varies."""
-    device = choose_device(args.device)
+    device, batch = choose_device(args.device), args.batchSize
     set_up_cpu(args.threads)
-    precision, batch = best_precision(device), args.batchSize
+    precision = best_precision(device)
     print(f"{device_name(device)}, {precision}, batch {batch} of 48x48")
     if args.sweep:
-        for what, values in SWEEP.items():
-            print(what, "; ".join(f"{value}: {_swept(device, precision, batch, what, value):.1f} ms" for value in values))
+        for name, values in SWEEP.items():
+            sizes = ({"batch": batch, name: value} for value in values)
+            steps = (student_step(recorder(device), device, precision, **size) for size in sizes)
+            times = (f"{value}: {milliseconds(step, device):.1f} ms" for value, step in zip(values, steps))
+            print(name, "; ".join(times))
         return
-    for name, function in parts(device, precision, batch).items():
+    plain = parts(eager, device, "fp32", batch)
+    for name, function in parts(recorder(device), device, precision, batch).items():
         ms = milliseconds(function, device)
         line = f"{name:40} {ms:9.2f} ms {1000 * batch / ms:9.0f} images/s"
         if args.against_plain:
-            plain = milliseconds(parts(device, "fp32", batch, plain=True)[name], device)
-            line += f"   plain {plain:9.2f} ms, {plain / ms:.1f} times"
+            plain_ms = milliseconds(plain[name], device)
+            line += f"   plain {plain_ms:9.2f} ms, {plain_ms / ms:.1f} times"
         print(line, flush=True)
-
-
-def _swept(device, precision, batch, what, value):
-    sizes = {"batch": batch, "patch": 48, "depth": 18, "width": 32, what: value}
-    _, student = networks(device, precision, sizes["depth"], sizes["width"])
-    x = torch.rand(sizes["batch"], 1, sizes["patch"], sizes["patch"], device=device)
-    call, D = recorder(device), distance("MSE")
-    return milliseconds(lambda: call(train_step, student, x, x, D), device)
 
 
 def parse_arguments(argv=None):

@@ -2,14 +2,12 @@
 
     python -m tools.upscale student.pth photo.jpg folder --scale=3 --to out
 
-A network on luma (VDSR) gives the luma, bicubic the chroma; a network on RGB (EDSR) gives all three. Alpha is by
-bicubic, and what lies under alpha 0 shows nowhere. The output is always a PNG of the input's name, so that what the
-network restored is not compressed away again. It has what the input has: grey or RGB (palettes become that), alpha,
-8 bits or grey's 16, the ICC profile. EXIF's orientation is carried out; the rest of EXIF and all but the first of
-several frames are not kept.
+A network on luma (VDSR) upscales the luma and bicubic the chroma; a network on RGB (EDSR) upscales all three. Bicubic
+upscales alpha. The output is a PNG with the input's name, alpha, ICC profile and depth (8 bits, or 16 in grey);
+palettes become grey or RGB. EXIF's orientation is applied; the rest of EXIF, and all frames but the first, are lost.
 
-Images go through in bands of rows. Of the upscaled image only a band is ever in floating point; its pixels are in a
-file, which Pillow maps when it encodes them, but for RGB and grey with alpha, which it holds in 4 bytes a pixel.
+An image goes through in bands of rows, so that only a band is ever in floating point. The upscaled pixels wait in a
+temporary file, which Pillow maps to encode it (RGB, and grey with alpha, it copies to 4 bytes a pixel).
 """
 
 import math
@@ -31,13 +29,8 @@ from models.pair import load_network
 from models.tiles import reach
 from utils import InputError, choose_device, run_script
 
-# Output pixels of a band: of the floats that are held, a dozen each.
-_BAND = 2**23
-# So far colours spread under alpha 0, in input pixels: more than a network looks with any weight.
-_SPREAD = 32
-
-
-# ---- upscaling -------------------------------------------------------------------------------------
+_BAND = 2**23  # output pixels of a band with its halo; each takes about a dozen floats
+_SPREAD = 32  # how far colours spread under alpha 0, in input pixels: farther than networks look with any weight
 
 
 def _luma(rgb):
@@ -59,47 +52,49 @@ def _spread(rgb, alpha):
 def upscale_pixels(model, pixels, scale, ensemble=False):
     """(C, scale * h, scale * w) of (C, h, w), both in [0, 1], the result not clipped.
 
-    C is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha). Chroma by bicubic and luma by the network,
-    Y = S(x): in YCbCr (BT.601) every channel of RGB has the same share of luma, 255/219 Y, so that it is bicubic's
-    RGB and 255/219 of what the network changes in luma. Bicubic weights colours by their alpha, as Pillow does.
+    C is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha). Bicubic weights colours by their alpha, as Pillow
+    does. What a network changes in luma, 255/219 of it is added to each of R, G and B, which leaves chroma as it is
+    (YCbCr of BT.601).
     """
     colours = 3 if len(pixels) > 2 else 1
     rgb, alpha = pixels[:colours].expand(3, -1, -1), pixels[colours:]  # alpha: of no or one channel
-    rgb, result_alpha = _spread(rgb, alpha) if len(alpha) else rgb, imresize(alpha, scale)
+    upscaled_alpha = imresize(alpha, scale)
+    if len(alpha):
+        rgb = _spread(rgb, alpha)
     if model.channels == 3:
         result = run_network(model, rgb, ensemble)
     else:
         upscaled = imresize(rgb, scale)
         if len(alpha):
-            weighted = (imresize(rgb * alpha, scale) / result_alpha).clamp(0, 1)
-            upscaled = torch.where(result_alpha > 1 / 512, weighted, upscaled)  # less than that rounds to 0
+            weighted = (imresize(rgb * alpha, scale) / upscaled_alpha).clamp(0, 1)
+            upscaled = torch.where(upscaled_alpha > 1 / 512, weighted, upscaled)  # less than that rounds to 0
         y = _luma(upscaled)
         network_y = run_network(model, y if model.upscaled_input else _luma(rgb), ensemble)
         result = upscaled + 255 / 219 * (network_y - y)
     if colours == 1:
         result = (_luma(result) * 255 - 16) / 219
-    return torch.cat((result, result_alpha))
+    return torch.cat((result, upscaled_alpha))
 
 
-def upscale_bands(model, image, scale, device, ensemble=False, largest=_BAND):
-    """Yield the upscaled image from top to bottom, in bands of rows as Pillow's arrays: (rows, W) or (rows, W, C).
+def upscale_bands(model, image, scale, device, ensemble=False):
+    """Yield the upscaled image (see open_image) from top to bottom in bands of rows, arrays (rows, W) or (rows, W, C).
 
-    image: see open_image. largest: output pixels of a band with the rows around it on which it depends; it has at
-    least as many as those. Where an output pixel depends on the whole image, all is one band.
+    Where an output pixel depends on the whole image, all is one band.
     """
-    radius, rows, halo = reach(model), image.height, _SPREAD * image.mode.endswith("A")
+    radius, rows, halo = reach(model), image.height, 0
     if radius is not None:
-        halo += math.ceil(radius / (scale if model.upscaled_input else 1)) + 2  # bicubic's own is 2
-        rows = max(largest // (image.width * scale**2) - 2 * halo, halo)
+        halo = math.ceil(radius / (scale if model.upscaled_input else 1)) + 2  # 2 for bicubic
+        halo += _SPREAD * image.mode.endswith("A")
+        rows = max(_BAND // (image.width * scale**2) - 2 * halo, halo)
     dtype = np.uint16 if image.mode.startswith("I") else np.uint8
     peak = np.iinfo(dtype).max
     for top in range(0, image.height, rows):
         above, bottom = max(top - halo, 0), min(top + rows, image.height)
         pixels = np.array(image.crop((0, above, image.width, min(bottom + halo, image.height))))
-        planes = torch.from_numpy(pixels.astype(np.float32)).reshape(*pixels.shape[:2], -1).movedim(-1, 0)
-        result = upscale_pixels(model, planes.to(device) / peak, scale, ensemble)
-        result = (peak * result[:, (top - above) * scale:(bottom - above) * scale].clamp(0, 1)).round()
-        band = result.movedim(0, -1).cpu().numpy().astype(dtype, order="C")
+        x = torch.from_numpy(np.atleast_3d(pixels).astype(np.float32)).movedim(-1, 0)
+        y = upscale_pixels(model, x.to(device) / peak, scale, ensemble)
+        y = (peak * y[:, (top - above) * scale:(bottom - above) * scale].clamp(0, 1)).round()
+        band = y.movedim(0, -1).cpu().numpy().astype(dtype, order="C")
         yield band.reshape(*band.shape[:2], *pixels.shape[2:])
 
 
@@ -112,7 +107,7 @@ def upscale_file(model, path, output, scale, device, ensemble=False, progress=la
     beside = output.with_name(output.name + ".part")
     try:
         with tempfile.TemporaryFile(dir=output.parent) as file:
-            for band in upscale_bands(model, image, scale, device, ensemble, _BAND):
+            for band in upscale_bands(model, image, scale, device, ensemble):
                 file.write(band)
                 progress(band.shape[0] * band.shape[1])
             file.flush()
@@ -126,20 +121,15 @@ def upscale_file(model, path, output, scale, device, ensemble=False, progress=la
         beside.unlink(missing_ok=True)
 
 
-# ---- files -----------------------------------------------------------------------------------------
-
-
-def find_inputs(given):
-    """The image files that `given` names, each once: files, and those directly in folders. Raises InputError."""
-    paths, known = [], ", ".join(sorted(EXTENSIONS))
-    for name in given:
-        found = list_images(name) if Path(name).is_dir() else [Path(name)]
+def find_inputs(names):
+    """The image files that `names` are, or hold directly if they are folders, each once. Raises InputError."""
+    paths = []
+    for name in names:
         if not (name and Path(name).exists()):
             raise InputError(f"'{name}': no such image or folder")
-        if not found:
-            raise InputError(f"{name}: no image directly in it ({known})")
-        if found[0].suffix.lower() not in EXTENSIONS:
-            raise InputError(f"{name}: is none of {known}")
+        found = list_images(name) if Path(name).is_dir() else [Path(name)]
+        if not found or found[0].suffix.lower() not in EXTENSIONS:
+            raise InputError(f"{name}: no image ({', '.join(sorted(EXTENSIONS))})")
         paths += found
     return list({os.path.abspath(path): path for path in paths}.values())
 
@@ -150,8 +140,7 @@ def choose_outputs(paths, folder):
     for path in paths:
         output = Path(folder) / f"{path.stem}.png"
         if output in outputs:
-            raise InputError(f"--to {folder}: {outputs[output]} and {path} would both become {output}; "
-                             "rename one, or give them folders of their own")
+            raise InputError(f"--to {folder}: {outputs[output]} and {path} would both become {output}")
         if output.resolve() in inputs:
             raise InputError(f"--to {folder}: {output} is itself to be upscaled; give another folder")
         if output.is_dir():
@@ -163,8 +152,8 @@ def choose_outputs(paths, folder):
 def upscale_images(model, paths, folder, scale, device, ensemble=False):
     """Upscale the image files `paths` by the network to folder/NAME.png.
 
-    Raises InputError: before it writes anything where a file's header or the folder is unusable; at the end
-    where the rest of a file turned out to be, with the other images done.
+    Raises InputError: at once where a file's header or the folder is unusable; after the other images where the rest
+    of a file is.
     """
     outputs, failed = choose_outputs(paths, folder), []
     total = scale**2 * sum(math.prod(open_image(path, load=False).size) for path in paths)
@@ -207,8 +196,6 @@ def main(args):
     scales = choose_scales(args.scale, model, args.student)
     if len(scales) > 1:
         raise InputError(f"--scale 0: {args.student} upscales by {', '.join(map(str, scales))}; say by which")
-    if reach(model) is None:
-        print(f"{args.student}: every output pixel depends on the whole image, so each goes through in one piece")
     upscale_images(model, paths, args.to, scales[0], device, args.self_ensemble)
     print(f"{len(paths)} image{'s' * (len(paths) > 1)} upscaled by {scales[0]}: {args.to}")
 
