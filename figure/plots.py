@@ -19,8 +19,6 @@ import torch
 from data.table import paper_table
 from engine.options import Parser
 from models import build_model
-from tools.benchmark import milliseconds
-from tools.export import TIMED, multiply_adds, random_input
 from utils import InputError, device_name, run_script, write_atomically
 
 COLOURS = ["#1f6392", "#e0762f", "#4c8f3c", "#bb3b5e", "#c79c1e", "#7a52a8", "#20908a", "#8d99a6"]  # C0 to C7
@@ -161,20 +159,24 @@ def psnr_minutes(folders, labels=None):
 
 def read_width(path):
     """A row of compare_widths: the scores on Set5 of a VDSR student's results.json, and what its width costs here."""
+    from tools.benchmark import milliseconds  # here: these take a second, which the scripts need not wait for
+    from tools.export import TIMED, multiply_adds, random_input
+
     with open_json(path) as record:
         args, psnr = record["args"], {s: row["student"]["psnr"] for s, row in record["results"]["Set5"].items()}
         config = {"arch": "vdsr", "n_resblocks": args["n_resblocks"] or 18, "n_feats": args["n_feats"] or 32}
     network = build_model(config).requires_grad_(False)
     x = random_input(network, *TIMED)
     return {"width": config["n_feats"], "parameters": sum(weight.numel() for weight in network.parameters()),
-            "gmacs": multiply_adds(network) / 1e9, "ms": milliseconds(lambda: network(x), x.device), "psnr": psnr}
+            "gmacs": multiply_adds(network) / 1e9, "ms": milliseconds(lambda: network(x), x.device), "size": TIMED,
+            "psnr": psnr}
 
 
 def compare_widths(rows):
     """(Figure of mean PSNR against multiply-adds and latency, the same as a Markdown table) of students of some widths.
 
-    rows: [{"width", "parameters", "gmacs" (10^9 multiply-adds a megapixel of output), "ms", "psnr": {scale: dB}}], of
-    Set5. The figure has the paper's half-width students, too.
+    rows: [{"width", "parameters", "gmacs" (10^9 multiply-adds a megapixel of output), "ms" for an output of
+    "size" (width, height), "psnr": {scale: dB}}], of Set5. The figure has the paper's half-width students, too.
     """
     rows = sorted(rows, key=lambda row: row["width"])
     device, scales = device_name(torch.device("cpu")), list(rows[0]["psnr"])
@@ -182,7 +184,7 @@ def compare_widths(rows):
     texts = [[str(row["width"]), f"{row['parameters']:,}", f"{row['gmacs']:.1f}", f"{row['ms']:.0f}",
               *(f"{row['psnr'][scale]:.2f}" for scale in scales)] for row in rows]
     table = ("PSNR in dB on Set5; multiply-adds a megapixel of output; latency of an output of "
-             f"{TIMED[0]}x{TIMED[1]} in float32 on {device}.\n\n" + markdown_table(heads, texts))
+             f"{rows[0]['size'][0]}x{rows[0]['size'][1]} in float32 on {device}.\n\n" + markdown_table(heads, texts))
     figure, psnr = new_figure(8, 3.6), [fmean(row["psnr"].values()) for row in rows]
     paper = [scores for (on, scale), scores in paper_table().items() if on == "Set5" and str(scale) in scales]
     costs = {"gmacs": "$10^9$ multiply-adds a megapixel of output", "ms": f"latency (ms), {device}"}

@@ -103,7 +103,7 @@ def test_runs_by_minutes(tmp_path):
 
 
 def test_widths(tmp_path):
-    rows = [{"width": w, "parameters": 1000 * w, "gmacs": 10.0 * w, "ms": 3.0 * w,
+    rows = [{"width": w, "parameters": 1000 * w, "gmacs": 10.0 * w, "ms": 3.0 * w, "size": (480, 320),
              "psnr": {"2": 37.0 + w / 100, "3": 33.0}} for w in (32, 8)]
     figure, table = plots.compare_widths(rows)
     ours, *levels = figure.axes[1].lines
