@@ -17,13 +17,16 @@ end=$((SECONDS + 60 * $1)); shift
 only=" $* "
 out=${OUT:-runs/reproduce} results=${RESULTS:-figure/results} data=${DATA:-datasets}
 teacher=${TEACHER:-$out/teacher.pth}
-mkdir -p "$out" "$results/table2" "$results/start" "$results/edsr" "$results/sgd"
+mkdir -p "$out" "$results"/{table2,start,width,generator,edsr,sgd}
 
 measured= # whether there are new results
 collect() { # the tables, of what is in $results
   [ -n "$measured" ] || return 0
   python -m figure.table --results="$results" --output="${TABLES:-figure}"
-  python -m figure.ablation "$results/table2" "$results/start" "$results/edsr" --output="${TABLES:-figure}"
+  python -m figure.ablation "$results"/{table2,start,generator,edsr} --output="${TABLES:-figure}"
+  if ls "$results"/width/*.json > /dev/null 2>&1; then
+    python -m figure.plots --width "$results"/width/*.json --output="${TABLES:-figure}/width.png"
+  fi
 }
 
 stop() { collect; exit "$1"; }
@@ -61,12 +64,39 @@ run student_from_teacher train_teacher.py --model_type=half --student_init=teach
 distil ours $paper
 distil noise $paper --source=noise
 
-# How much the start and the images matter: the fast recipe's steps.
+# How much the start and the images matter, and the width.
 for seed in 1 2 3; do
-  distil "start/teacher_$seed" --recipe=fast --val_dataset=held_out --seed=$seed
-  distil "start/random_$seed" --recipe=fast --student_init=random --val_dataset=held_out --seed=$seed
+  distil "start/teacher_$seed" --recipe=fast --nEpochs=3 --val_dataset=held_out --seed=$seed
+  distil "start/random_$seed" --recipe=fast --nEpochs=3 --student_init=random --val_dataset=held_out --seed=$seed
   for source in generator noise folder; do
-    distil "start/${source}_$seed" --recipe=fast --source=$source --val_dataset=held_out --seed=$seed
+    distil "start/${source}_$seed" --recipe=fast --nEpochs=3 --source=$source --val_dataset=held_out --seed=$seed
+  done
+done
+for width in 8 16 24 32 48; do
+  distil "width/$width" --recipe=fast --nEpochs=3 --n_feats=$width --data_test=Set5+Set14
+done
+
+# What the generator's losses bring, on the demo's small teacher, x2, from random weights: one generator step after ten of the
+# student, at a rate of 1e-3, since 150 steps at the paper's 1e-5 move nothing.
+small() { # small NAME flags...
+  local name=$1; shift
+  run "generator/$name" distillation.py --pretrained=models/demo_teacher.pth --recipe=fast --student_init=random --bank=0 \
+    --scale=2 --nEpochs=6 --iter=25 --stu_step=10 --val_dataset=held_out --data_test=Set5+held_out "$@"
+}
+for seed in 1 2 3; do
+  small "noise_$seed" --seed=$seed --source=noise
+  small "untrained_$seed" --seed=$seed --source=generator --gw=0 --reconw=0
+  small "reconstruction_$seed" --seed=$seed --source=generator --lr_G=1e-3 --gw=0
+  small "adversarial_$seed" --seed=$seed --source=generator --lr_G=1e-3 --reconw=0
+  small "both_$seed" --seed=$seed --source=generator --lr_G=1e-3
+  small "both_gw100_$seed" --seed=$seed --source=generator --lr_G=1e-3 --gw=100
+  small "both_lr1e-5_$seed" --seed=$seed --source=generator
+  small "dead_leaves_$seed" --seed=$seed
+  for name in untrained adversarial both_gw100; do
+    weights="--gw=0 --reconw=0"
+    [ $name = adversarial ] && weights="--lr_G=1e-3 --reconw=0"
+    [ $name = both_gw100 ] && weights="--lr_G=1e-3 --gw=100"
+    small "${name}_stages_$seed" --seed=$seed --source=generator $weights --inc_num=6 --inc_step=1
   done
 done
 
