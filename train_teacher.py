@@ -73,12 +73,12 @@ def make_model(args, pretrained):
     """The network to train: `pretrained`, or a new one of --arch, --n_resblocks, --n_feats, halved or fitted to it."""
     given = {name: getattr(args, name) for name in ("n_resblocks", "n_feats", "res_scale") if getattr(args, name)}
     asked = {**PRESETS[args.arch or "vdsr"], **given}
+    if pretrained and args.arch and asked["arch"] != pretrained.config["arch"]:
+        raise InputError(f"--arch {args.arch}: {args.pretrained} is of another, {pretrained.config['arch']}")
     if pretrained and args.student_init == "random":
-        wrong = [name for name in ("arch", "n_resblocks", "n_feats") if asked[name] != pretrained.config[name]
-                 and (args.arch if name == "arch" else name in given or args.arch)]
-        if wrong:
-            name = wrong[0]
-            raise InputError(f"--{name} {getattr(args, name)}: {args.pretrained} has {pretrained.config[name]}")
+        for name in ("n_resblocks", "n_feats"):
+            if given.get(name, pretrained.config[name]) != pretrained.config[name]:
+                raise InputError(f"--{name} {given[name]}: {args.pretrained} has {pretrained.config[name]}")
         if pretrained.upscaled_input or args.test_only or args.scale in (0, *pretrained.scales):
             return pretrained
         seed_everything(args.seed, "model")
@@ -86,8 +86,6 @@ def make_model(args, pretrained):
     if args.student_init == "teacher":
         if not pretrained or args.model_type != "half":
             raise InputError("--student_init teacher: needs --model_type=half and the teacher as --pretrained")
-        if args.arch and asked["arch"] != pretrained.config["arch"]:
-            raise InputError(f"--arch {args.arch}: {args.pretrained} is of another, {pretrained.config['arch']}")
         config = student_config(pretrained, True, args.n_resblocks, args.n_feats)
         check_start(pretrained, config)
         return build_model(config).to(args.device)

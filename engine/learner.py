@@ -94,7 +94,10 @@ class Muon(torch.optim.Optimizer):
     def _muon(self, kernels, gradients, go, momentum):
         nesterov = []
         for kernel, gradient in zip(kernels, gradients):
-            buffer = self.state[kernel].setdefault("momentum_buffer", torch.zeros_like(kernel))
+            state = self.state[kernel]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(kernel)
+            buffer = state["momentum_buffer"]
             buffer.lerp_(gradient, (1 - momentum) * go)
             nesterov.append(gradient.lerp(buffer, momentum).flatten(1))
         return [update.view(kernels[0].shape) for update in orthogonalize(torch.stack(nesterov))]

@@ -213,8 +213,9 @@ class Run:
 def _read(path):
     """The state in the checkpoint `path`. Raises InputError where it is none."""
     try:
-        if damaged := zipfile.ZipFile(path).testzip():  # torch.load does not look at checksums
-            raise ValueError(f"damaged at {damaged}")
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():  # torch.load does not look at checksums
+                raise ValueError(f"damaged at {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file makes the reader stumble over
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

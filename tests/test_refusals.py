@@ -138,7 +138,7 @@ def test_networks_that_do_not_go_together(refuse, images, tiny_teacher, tmp_path
     refuse(distillation, "--pretrained=edsr2.pth --student=edsr2.pth --scale=3", "--scale 3", "edsr2.pth", tiny=both)
     refuse(train_teacher, "--pretrained=edsr2.pth --scale=4", "--scale 4", "edsr2.pth", tiny=both)
     refuse(train_teacher, "--pretrained=edsr2.pth", "--n_resblocks 2: edsr2.pth has 1")
-    refuse(train_teacher, "--pretrained=edsr2.pth --arch=vdsr", "--arch vdsr: edsr2.pth has edsr", tiny=both[1:])
+    refuse(train_teacher, "--pretrained=edsr2.pth --arch=vdsr", "--arch vdsr: edsr2.pth is of another, edsr", tiny=both[1:])
     refuse(train_teacher, f"--pretrained={tiny_teacher} --arch=edsr --model_type=half --student_init=teacher", "--arch edsr",
            tiny=both[1:])
     refuse(distillation, "--pretrained=one.pth", "one.pth")

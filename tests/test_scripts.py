@@ -123,7 +123,7 @@ def test_an_edsr_starts_from_one_of_another_scale(run, images, tmp_path):
     assert run(train_teacher, "--arch=edsr_baseline", "--scale=2", *teacher_flags(images)).returncode == 0
     flags = [flag for flag in teacher_flags(images) if not str(flag).startswith("--n_")]
     for scale in (3, 4):
-        process = run(train_teacher, *flags, "--pretrained=teacher.pth", "--n_feats=4", f"--scale={scale}", "--lr=1e-9",
+        process = run(train_teacher, *flags, "--pretrained=teacher.pth", "--arch=edsr_baseline", "--n_feats=4", f"--scale={scale}", "--lr=1e-9",
                       f"--save_dir=x{scale}", f"--output=x{scale}.pth")
         assert process.returncode == 0, process.stderr
         first, second = load_model(tmp_path / "teacher.pth"), load_model(tmp_path / f"x{scale}.pth")
