@@ -104,11 +104,6 @@ def find_training_images(data_dir, without_held_out=False):
     return paths
 
 
-def held_out_images(data_dir):
-    """Paths of the set HELD_OUT: twenty of the 291 images; empty where there are fewer than 14."""
-    return find_training_images(data_dir)[13::14]
-
-
 def luma(rgb):
     """Y of RGB, both 0..255: (..., 3) -> (...) in 16..235, not rounded (BT.601).
 

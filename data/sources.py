@@ -16,7 +16,7 @@ from utils import random_stream, stream_seed
 
 
 def lr_size(size, scale):
-    """Side of an LR image that becomes about `size` pixels at x`scale`: a multiple of 4."""
+    """Side, a multiple of 4, of an LR image that becomes about `size` pixels at x`scale`."""
     return 4 * (size // scale // 4)
 
 
@@ -33,11 +33,9 @@ def noise_source(kind, size, channels, upscaled, seed, device="cpu"):
 
     def draw(scale, step, count):
         side = lr_size(size, scale) * scale
-        shape, stream = (count, channels, side, side), random_stream(seed, "noise", step, device=device)
-        if kind == "uniform":
-            x = torch.rand(shape, generator=stream, device=device)
-        else:
-            x = (0.5 + 0.25 * torch.randn(shape, generator=stream, device=device)).clamp(0, 1)
+        x = torch.empty(count, channels, side, side, device=device)
+        stream = random_stream(seed, "noise", step, device=device)
+        x = x.uniform_(generator=stream) if kind == "uniform" else x.normal_(0.5, 0.25, generator=stream).clamp(0, 1)
         return x if upscaled else imresize(x, 1 / scale).clamp(0, 1)
 
     return draw

@@ -16,7 +16,7 @@ from statistics import fmean
 
 import torch
 
-from data.table import paper_table
+from data.table import markdown_table, paper_table
 from engine.options import Parser
 from models import build_model
 from utils import InputError, device_name, run_script, write_atomically
@@ -57,12 +57,6 @@ def save_png(save, path):
     buffer = io.BytesIO()
     save(buffer, format="png")
     write_atomically(path, buffer.getvalue())
-
-
-def markdown_table(heads, rows):
-    """Markdown of rows of texts under their heads."""
-    lines = [f"| {' | '.join(row)} |\n" for row in (heads, *rows)]
-    return "".join([lines[0], "|---" * len(heads), "|\n", *lines[1:]])
 
 
 def log_x(axes):

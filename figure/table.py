@@ -14,9 +14,9 @@ import textwrap
 from pathlib import Path
 from statistics import fmean
 
-from data.table import paper_table
+from data.table import markdown_table, paper_table
 from engine.options import Parser
-from figure.plots import markdown_table, new_figure, open_json, save_png
+from figure.plots import new_figure, open_json, save_png
 from utils import InputError, run_script, write_atomically
 
 COLUMNS = {  # heading, what it means, its name in results.json, the paper's column beside it, colour
