@@ -9,15 +9,13 @@ contrasts and a few large ones) are near those of photographs:
 
 Networks learn from such images to recognise (Baradad et al., Learning to see by looking at noise, NeurIPS 2021) and
 to restore (Achddou, Gousseau and Ladjal, Synthetic images as a regularity prior for image restoration neural
-networks, SSVM 2021; with textures, VibrantLeaves, 2025). Here they ask the teacher what it does at edges of every
-direction, contrast and blur, at corners and junctions, on thin lines, stripes, checks, grids and noise, and where
-nothing happens.
+networks, SSVM 2021; with textures, VibrantLeaves, 2025).
 
 An image is LEAVES layers, painted from back to front; the first is the background.
 
-- A leaf is what lies inside two conics: a cut ellipse, a parallelogram, a line, a ring or crescent. All cost the
-  same few operations, since a conic is a quadratic form of the place. Its value over its slope is the distance to
-  the edge, which gives the part of a pixel that the leaf covers.
+- A leaf is what lies inside two conics: a cut ellipse, a parallelogram, a line, a ring or crescent. A conic is a
+  quadratic form of the place; its value over its slope is the distance to the edge, which gives the part of a pixel
+  that the leaf covers.
 - Its radius follows the law above (leaf_sizes), its place is anywhere, between pixels, too. Its edge is blurred
   over one pixel or, like what is out of focus, more.
 - Its paint is a grey or a colour, and on TEXTURED of the leaves one of the image's four textures: two of noise
@@ -157,10 +155,7 @@ def paints(count, size, channels, stream, device):
 
 
 def paint_over(paint, cover):
-    """The image (count, C, H, W) that layers of paint (count, 1 + n, C, H, W) make, the last on top.
-
-    cover: (count, n, H, W) in [0, 1], how much all but the first cover.
-    """
+    """The image (count, C, H, W) of paint (count, 1 + n, C, H, W), a layer over the other; cover (count, n, H, W)."""
     image, *layers = paint.unbind(1)
     for layer, covered in zip(layers, cover.unbind(1)):
         image = torch.lerp(image, layer, covered[:, None])

@@ -21,7 +21,7 @@ def lr_size(size, scale):
 
 
 def network_input(x_lr, scale, upscaled):
-    """x of an LR image x_lr: clamp(up_s(x_lr), 0, 1) for networks on upscaled images, else x_lr itself."""
+    """clamp(up_s(x_lr), 0, 1) for networks on upscaled images, else x_lr itself."""
     return imresize(x_lr, scale).clamp(0, 1) if upscaled else x_lr
 
 
@@ -75,10 +75,9 @@ def folder_source(paths, scales, size, channels, upscaled, seed, device="cpu"):
 class Bank:
     """Images with the teacher's outputs, which grow by `size` every `steps` batches and are used again and again.
 
-    On a CPU the frozen teacher is more than half of a step. draw: a source. label(x): the teacher's outputs. What is
-    drawn is whole chunks of every scale; of more than MOST images the oldest go. Every pass is a new order; none is
-    flipped or turned, since the teacher is not symmetric. batch(step, count) -> (inputs, targets) depends on the seed
-    and the step alone.
+    draw: a source. label(x): the teacher's outputs. What is drawn is whole chunks of every scale; of more than MOST
+    images the oldest go. Every pass is a new order; none is flipped or turned, since the teacher is not symmetric.
+    batch(step, count) -> (inputs, targets) depends on the seed and the step alone.
     """
 
     CHUNK = 32  # images drawn and labelled at once
