@@ -66,7 +66,7 @@ def choose_sets(data_dir, names=None):
 
 
 def choose_scales(scale, model, path):
-    """The scales of --scale; 0 stands for all of the model's."""
+    """The scales of --scale; 0 stands for all of the model's. Raises InputError for one that it lacks."""
     if scale and scale not in model.scales:
         raise InputError(f"--scale {scale}: the network {path} upscales by {model.scales[0]} only")
     return (scale,) if scale else model.scales
@@ -86,10 +86,7 @@ def lr_path(path, scale):
 
 
 def prepare(rgb, scale, channels=1, path=None):
-    """The Pair of an image, uint8 RGB (H, W, 3), under the protocol "luma" (one channel) or "rgb" (three).
-
-    path: the image's, beside which its LR image may lie.
-    """
+    """The Pair of an image, uint8 RGB (H, W, 3), by "luma" (one channel) or "rgb" (three; LR may lie beside `path`)."""
     rows, columns = (n - n % scale for n in rgb.shape[:2])
     rgb = rgb[:rows, :columns]
     hr = luma(rgb)
@@ -102,10 +99,7 @@ def prepare(rgb, scale, channels=1, path=None):
 
 
 def score(output, hr, scale, ssim=True):
-    """{"psnr": in dB, at most HIGHEST_PSNR, "ssim"} of luma `output` against `hr`, both (H, W) in 0..255.
-
-    The output is clipped, then `scale` pixels are shaved on every side. ssim=False leaves out that slower metric.
-    """
+    """{"psnr": in dB, at most HIGHEST_PSNR, "ssim": if wanted} of luma `output` against `hr`, both (H, W) in 0..255."""
     output, hr = (image[scale:-scale, scale:-scale] for image in (output.clip(0, 255), hr))
     with np.errstate(divide="ignore"):
         scores = {"psnr": min(float(peak_signal_noise_ratio(hr, output, data_range=255)), HIGHEST_PSNR)}
@@ -116,7 +110,7 @@ def score(output, hr, scale, ssim=True):
 
 
 def run_network(model, x, ensemble=False):
-    """The network's output, not clipped, for an input (C, h, w) of any size, both in [0, 1], in float32.
+    """The network's output for an input (C, h, w) of any size in [0, 1], not clipped.
 
     ensemble: the mean over the eight flips and turns of the input.
     """
@@ -162,9 +156,9 @@ class Benchmarks:
                                  f"the least is {smallest}x{smallest}")
 
     def scores(self, networks):
-        """Mean scores {set: {scale: {label: {"psnr", "ssim"}}}} of `networks`, and of bicubic under that label.
+        """Mean scores {set: {scale: {label: {"psnr", "ssim"}}}} of networks {label: model}, and of "bicubic".
 
-        networks: {label: model} of one protocol. Threads prepare and score the images while they run.
+        Threads prepare and score the images while the networks run.
         """
         tasks = [(rgb, scale, _channels(networks), path) for images in self.sets.values() for scale in self.scales
                  for path, rgb in images]
@@ -183,7 +177,7 @@ class Benchmarks:
         return {name: {str(scale): _mean(scores[name][scale]) for scale in self.scales} for name in scores}
 
     def psnr(self, model):
-        """{scale: mean PSNR in dB} of one network, over all images. They stay prepared: this is for every epoch."""
+        """{scale: mean PSNR in dB} of one network over all images, which stay prepared for the next epoch."""
         if not self.prepared:
             self.prepared = {scale: [prepare(rgb, scale, model.channels, path) for path, rgb in self.images]
                              for scale in self.scales}
@@ -192,7 +186,7 @@ class Benchmarks:
             for scale, pairs in self.prepared.items()}
 
     def one_image(self, model):
-        """PSNR in dB of the network and of bicubic on the smallest image at the middle scale, which takes no time."""
+        """PSNR in dB of the network and of bicubic on the smallest image at the middle scale."""
         path, rgb = min(self.images, key=lambda image: image[1].size)
         pair = prepare(rgb, self.middle_scale, model.channels, path)
         scores = _score_all(self._outputs({"network": model}, pair), pair.hr, self.middle_scale)
@@ -214,8 +208,7 @@ class Benchmarks:
         words = "luma, nothing rounded (Table 1's protocol)"
         if _channels(networks) == 3:
             files = [lr_path(path, scale) for path, _ in self.images for scale in self.scales]
-            source = ("from LR_bicubic" if all(files) else "from LR_bicubic where it is there" if any(files)
-                      else "made by bicubic")
+            source = "from LR_bicubic" + " where it is there" * (not all(files)) if any(files) else "made by bicubic"
             words = f"luma of 8-bit RGB output, LR {source} (EDSR's protocol)"
         return words + ", self-ensemble" * self.ensemble
 

@@ -73,7 +73,7 @@ class TrainingPatches:
         self.cumulative = (self.table[:, 4] * self.table[:, 5]).double().cumsum(0)
 
     def batch(self, step, size, share=slice(None)):
-        """The part `share` of a step's patches: network input (size, C, p, p), HR (size, C, P, P), float32 in [0, 1]."""
+        """The part `share` of a step's patches: inputs (size, C, p, p) and HR (size, C, P, P), float32 in [0, 1]."""
         stream = random_stream(self.seed, "patches", step)
         place = torch.rand(3, size, generator=stream, dtype=torch.float64)
         turn = torch.randint(8, (size,), generator=stream)[share]
