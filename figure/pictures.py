@@ -67,14 +67,6 @@ def save_sample_sheet(folder, path, scales):
     save_png(sheet.save, path)
 
 
-def last_strip(folder):
-    """The strip of a run's last epoch."""
-    files = sorted(Path(folder, "samples").glob("epoch_*.png"))
-    if not files:
-        raise InputError(f"{folder}: has no samples/epoch_*.png")
-    return files[-1]
-
-
 def save_comparison(path, examples):
     """For each of Benchmarks.examples a row of crops, with PSNR and SSIM of the whole image under each.
 
@@ -113,7 +105,13 @@ def main(args):
         labels = args.labels or [Path(folder).name for folder in args.runs]
         if len(labels) != len(args.runs):
             raise InputError(f"--labels: {len(labels)} for {len(args.runs)} runs")
-        sheet = stack([(label, last_strip(folder)) for label, folder in zip(labels, args.runs)], 200)
+        strips = []
+        for label, folder in zip(labels, args.runs):
+            files = sorted(Path(folder, "samples").glob("epoch_*.png"))
+            if not files:
+                raise InputError(f"{folder}: has no samples/epoch_*.png")
+            strips.append((label, files[-1]))
+        sheet = stack(strips, 200)
     else:  # four rows of luma and four of colour, 48x48 pixels each, enlarged twice
         grey, colour = (dead_leaves(48, 48, channels, random_stream(args.seed, "sheet", channels), "cpu")
                         for channels in (1, 3))

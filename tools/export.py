@@ -99,13 +99,9 @@ def write_pt2(network, metadata):
     return buffer.getvalue()
 
 
-def read_pt2(content):
-    """The .pt2 file as a function of a tensor."""
-    return torch.export.load(io.BytesIO(content)).module()
-
-
 # By the file's ending: what makes it, what reads it, and how far its outputs may be from torch's.
-FORMATS = {".onnx": (write_onnx, read_onnx, 1e-4), ".pt2": (write_pt2, read_pt2, 1e-5)}
+FORMATS = {".onnx": (write_onnx, read_onnx, 1e-4),
+           ".pt2": (write_pt2, lambda content: torch.export.load(io.BytesIO(content)).module(), 1e-5)}
 
 
 @torch.no_grad()
@@ -202,17 +198,15 @@ def export(args):
     if path.suffix == ".onnx":
         need_onnx()
     device, network = choose_device(args.device), load(args, args.student, "student")
-    sets = choose_validation(args.data_dir, args.val_dataset)
-    validation = Benchmarks(sets, network.scales, device)
-    score = {"set": next(iter(sets)), "protocol": validation.protocol({"student": network}),
+    validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), network.scales, device)
+    score = {"set": next(iter(validation.sets)), "protocol": validation.protocol({"student": network}),
              "psnr": validation.psnr(network.to(device))}
     content, checked = make_file(network.cpu(), path.suffix, score)
     write_atomically(path, content)
     print(f"{path}: {len(content) / 1e6:.2f} MB, {score['set']} "
           + ", ".join(f"x{scale} {dB:.2f} dB" for scale, dB in score["psnr"].items()))
-    tolerance = FORMATS[path.suffix][2]
-    print(f"checked: within {tolerance:.0e} of torch on {len(TRIED)} batches of other sizes" if checked else
-          "not checked: onnxruntime is not installed (pip install onnxruntime)")
+    print(f"checked: within {FORMATS[path.suffix][2]:.0e} of torch on {len(TRIED)} batches of other sizes" if checked
+          else "not checked: onnxruntime is not installed (pip install onnxruntime)")
 
 
 def parse_arguments(argv=None):
