@@ -80,8 +80,8 @@ def coverage(x, y, angle, half_u, half_v, width, size):
 
 def shapes(count, size, stream, device):
     """Random leaves, all but the background, for `count` images: what coverage takes, but the size."""
-    draw = torch.rand(11, count, LEAVES - 1, generator=stream, device=device)
-    pick, radius, x, y, turn, kind, flat, bent, thin, soft, least = draw
+    pick, radius, x, y, turn, kind, flat, bent, thin, soft, least = torch.rand(
+        11, count, LEAVES - 1, generator=stream, device=device)
     r = leaf_sizes(pick, radius, LEAST[0] * (LEAST[1] / LEAST[0]) ** least[:, :1], float(size), size)
     x, y = (x - 0.5) * (size + 2 * r), (y - 0.5) * (size + 2 * r)
     angle = math.pi * turn
@@ -163,10 +163,9 @@ def paint_over(paint, cover):
 
 
 def dead_leaves(count, size, channels, stream, device):
-    """HR images (count, channels, size, size), float32.
+    """HR images (count, channels, size, size), float32, which depend on a torch.Generator on `device` alone.
 
-    channels: 3 (RGB in [0, 1]) or 1 (luma in [16/255, 235/255], where that of photographs lies). stream: a
-    torch.Generator on `device`, on which alone the images depend.
+    channels: 3 (RGB in [0, 1]) or 1 (luma in [16/255, 235/255], where that of photographs lies).
     """
     paint = paints(count, size, channels, stream, device)
     image = paint_over(paint, coverage(*shapes(count, size, stream, device), size)).clamp(0, 1)

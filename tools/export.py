@@ -136,7 +136,6 @@ def random_input(network, width, height):
     return torch.rand(1, network.channels, height // ratio, width // ratio)
 
 
-@torch.no_grad()
 def multiply_adds(network):
     """Multiply-adds of convolutions and matrix products for a megapixel (10^6 pixels) of output."""
     with FlopCounterMode(display=False) as counter:
@@ -144,7 +143,6 @@ def multiply_adds(network):
     return counter.get_total_flops() / 2 / output[0, 0].numel() * 1e6
 
 
-@torch.no_grad()
 def cost(network, path):
     """{column: number} of a network and the checkpoint it came from; sizes in MB (10^6 bytes), times in ms.
 
