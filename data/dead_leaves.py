@@ -2,14 +2,11 @@
 
 Random shapes fall one over the other, and the number of those of radius r goes as r^-3, as if they were objects at
 all distances. Then nothing in the image tells its scale, and its statistics (power going as 1/f^2, mostly small
-contrasts and a few large ones) are near those of photographs:
-
-> Ann B. Lee, David Mumford, Jinggang Huang. Occlusion models for natural images: a statistical study of a
-> scale-invariant dead leaves model. IJCV 2001. (The model without the r^-3 is G. Matheron's, 1968.)
-
-Networks learn from such images to recognise (Baradad et al., Learning to see by looking at noise, NeurIPS 2021) and
-to restore (Achddou, Gousseau and Ladjal, Synthetic images as a regularity prior for image restoration neural
-networks, SSVM 2021; with textures, VibrantLeaves, 2025).
+contrasts and a few large ones) are near those of photographs (Lee, Mumford and Huang, Occlusion models for natural
+images: a statistical study of a scale-invariant dead leaves model, IJCV 2001; without the r^-3, Matheron, 1968).
+Networks learn from such images to recognise (Baradad et al., Learning to see by looking at noise, NeurIPS 2021) and to
+restore (Achddou, Gousseau and Ladjal, Synthetic images as a regularity prior for image restoration neural networks,
+SSVM 2021; with textures, VibrantLeaves, 2025).
 
 An image is LEAVES layers, painted from back to front; the first is the background.
 

@@ -6,10 +6,8 @@
     python -m data.download vdsr               # vdsr_public.pth, the VDSR of pytorch-vdsr
     python -m data.download all --to datasets
 
-What is there already is left alone, and a folder appears once it is whole. Homes move: --from names another one, as a
-URL, an archive or a folder of images that you have:
-
-    python -m data.download train291 --from train_data.zip
+What is there already is left alone, and a folder appears once it is whole. Where a home has moved, --from names
+another: a URL, or an archive or a folder of images that you have.
 """
 
 import argparse
