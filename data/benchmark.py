@@ -91,8 +91,9 @@ def prepare(rgb, scale, channels=1, path=None):
     rgb = rgb[:rows, :columns]
     hr = luma(rgb)
     file = path and channels == 3 and lr_path(path, scale)
-    image = torch.from_numpy(read_image(file) if file else hr[..., None] if channels == 1 else rgb).permute(2, 0, 1)
-    lr = image if file else imresize(image.contiguous(), 1 / scale)
+    pixels = read_image(file) if file else rgb if channels == 3 else hr[..., None]
+    lr = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    lr = lr if file else imresize(lr, 1 / scale)
     if lr.shape[1:] != (rows // scale, columns // scale):
         raise InputError(f"{file}: is {lr.shape[2]}x{lr.shape[1]}, expected {columns // scale}x{rows // scale}")
     return Pair(hr, lr.double(), imresize(lr, scale).double())
@@ -167,8 +168,9 @@ class Benchmarks:
             pairs = _ahead(pool, prepare, iter(tasks))
             outputs = ((self._outputs(networks, pair), pair.hr, task[1]) for pair, task in zip(pairs, tasks))
             scored = _ahead(pool, _score_all, outputs)
-            rows = iter([*tqdm(scored, desc="scoring", total=len(tasks), unit="image", leave=False, disable=None)])
+            rows = list(tqdm(scored, desc="scoring", total=len(tasks), unit="image", leave=False, disable=None))
         torch.set_num_threads(threads)
+        rows = iter(rows)
         scores = {name: {scale: [next(rows) for _ in images] for scale in self.scales}
                   for name, images in self.sets.items()}
         self.hardest = {name: images[np.argmin([row["bicubic"]["psnr"] for row in scores[name][self.middle_scale]])]
