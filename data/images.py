@@ -16,7 +16,7 @@ BUNDLED = "skimage"  # the name of the photographs inside scikit-image's package
 BUNDLED_TEST = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 BUNDLED_TRAIN = ("brick.png", "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png",
                  "moon.png", "page.png", "retina.jpg")
-HELD_OUT = "held_out"  # the name of every 14th training image as a set, on which settings are chosen
+HELD_OUT = "held_out"  # the name of every 14th training image as a set, which then trains nothing
 
 # Pillow's guards against hostile files refuse large scans and long comments: 179 megapixels, 1 MB of text.
 Image.MAX_IMAGE_PIXELS = 2**30  # it refuses twice as many
@@ -93,6 +93,6 @@ def find_training_images(data_dir, without_held_out=False):
 
 
 def luma(rgb):
-    """Y of RGB in 0..255: (..., 3) -> (...) in 16..235, not rounded (BT.601); a tensor, or of anything else float64."""
+    """Y in 16..235 (BT.601, not rounded) of RGB in 0..255, (..., 3) -> (...): a tensor of a tensor, else float64."""
     rgb = rgb if isinstance(rgb, torch.Tensor) else np.asarray(rgb, dtype=np.float64)
     return 16 + (65.481 * rgb[..., 0] + 128.553 * rgb[..., 1] + 24.966 * rgb[..., 2]) / 255

@@ -100,7 +100,7 @@ def upscale_bands(model, image, scale, device, ensemble=False):
 def upscale_file(model, path, output, scale, device, ensemble, progress):
     """Upscale the image file `path` to the PNG `output`. progress: called with the number of pixels that are done.
 
-    Where one cannot be read or the other not written, nothing is.
+    Raises InputError, with nothing written, where one cannot be read or the other not written.
     """
     image = open_image(path)
     beside = output.with_name(output.name + ".part")
