@@ -12,6 +12,7 @@ import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm import tqdm
 
 from bicubic import imresize
-from data.images import (BUNDLED, BUNDLED_TEST, HELD_OUT, bundled_photographs, held_out_images, list_images, luma,
+from data.images import (BUNDLED, BUNDLED_TEST, HELD_OUT, bundled_photographs, find_training_images, list_images, luma,
                          read_image)
 from models.tiles import run_tiled, self_ensemble
 from utils import InputError
@@ -45,16 +46,13 @@ def set_paths(data_dir, name):
     if name == BUNDLED:
         return bundled_photographs(BUNDLED_TEST)
     if name == HELD_OUT:
-        return held_out_images(data_dir)
-    layouts = (f"benchmark/{name}/HR", f"{name}/HR", name)
-    return next(filter(None, (list_images(Path(data_dir, layout)) for layout in layouts)), [])
+        return find_training_images(data_dir)[13::14]
+    layouts = (list_images(Path(data_dir, layout)) for layout in (f"benchmark/{name}/HR", f"{name}/HR", name))
+    return next(filter(None, layouts), [])
 
 
 def choose_sets(data_dir, names=None):
-    """{name: image paths} of the sets "A+B+..."; by default of the benchmarks found, else scikit-image's photographs.
-
-    Raises InputError for a named set that is missing.
-    """
+    """{name: image paths} of the sets "A+B+..."; by default the benchmarks found, else scikit-image's photographs."""
     if names is None:
         found = {name: paths for name in KNOWN_SETS if (paths := set_paths(data_dir, name))}
         return found or {BUNDLED: set_paths(data_dir, BUNDLED)}
@@ -88,30 +86,21 @@ def lr_path(path, scale):
 
 
 def prepare(rgb, scale, channels=1, path=None):
-    """The Pair of an image, uint8 RGB (H, W, 3), under the protocol "luma" (one channel) or "rgb" (three).
-
-    path: the image's, beside which its LR image may lie. Raises InputError where that has another size.
-    """
+    """The Pair of an image, uint8 RGB (H, W, 3), by "luma" (one channel) or "rgb" (three; LR may lie beside `path`)."""
     rows, columns = (n - n % scale for n in rgb.shape[:2])
     rgb = rgb[:rows, :columns]
     hr = luma(rgb)
-    file = path and lr_path(path, scale)
-    if channels == 1:
-        lr = imresize(torch.from_numpy(hr)[None], 1 / scale)
-    elif file:
-        lr = torch.from_numpy(read_image(file)).permute(2, 0, 1)
-        if lr.shape[1:] != (rows // scale, columns // scale):
-            raise InputError(f"{file}: is {lr.shape[2]}x{lr.shape[1]}, expected {columns // scale}x{rows // scale}")
-    else:
-        lr = imresize(torch.from_numpy(rgb).permute(2, 0, 1).contiguous(), 1 / scale)
+    file = path and channels == 3 and lr_path(path, scale)
+    pixels = read_image(file) if file else rgb if channels == 3 else hr[..., None]
+    lr = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    lr = lr if file else imresize(lr, 1 / scale)
+    if lr.shape[1:] != (rows // scale, columns // scale):
+        raise InputError(f"{file}: is {lr.shape[2]}x{lr.shape[1]}, expected {columns // scale}x{rows // scale}")
     return Pair(hr, lr.double(), imresize(lr, scale).double())
 
 
 def score(output, hr, scale, ssim=True):
-    """{"psnr": in dB, at most HIGHEST_PSNR, "ssim"} of luma `output` against `hr`, both (H, W) in 0..255.
-
-    The output is clipped, then `scale` pixels are shaved on every side. ssim=False leaves out that slower metric.
-    """
+    """{"psnr": in dB, at most HIGHEST_PSNR, "ssim": if wanted} of luma `output` against `hr`, both (H, W) in 0..255."""
     output, hr = (image[scale:-scale, scale:-scale] for image in (output.clip(0, 255), hr))
     with np.errstate(divide="ignore"):
         scores = {"psnr": min(float(peak_signal_noise_ratio(hr, output, data_range=255)), HIGHEST_PSNR)}
@@ -122,9 +111,9 @@ def score(output, hr, scale, ssim=True):
 
 
 def run_network(model, x, ensemble=False):
-    """The network's output for an input (C, h, w) of any size, both in [0, 1], in float32 and not clipped.
+    """The network's output for an input (C, h, w) of any size in [0, 1], not clipped.
 
-    ensemble: it is the mean over the eight flips and turns of the input.
+    ensemble: the mean over the eight flips and turns of the input.
     """
     run = partial(run_tiled, model)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -132,7 +121,7 @@ def run_network(model, x, ensemble=False):
 
 
 def upscale(model, pair, device, ensemble=False):
-    """The network's output luma (H, W) in 0..255 for a pair, before clipping. ensemble: see run_network."""
+    """The network's output luma (H, W) in 0..255 for a pair, before clipping."""
     x = ((pair.bicubic if model.upscaled_input else pair.lr) / 255).float().to(device)
     return _as_luma(run_network(model, x, ensemble).double().cpu() * 255)
 
@@ -145,27 +134,21 @@ def _as_luma(image):
 
 
 def _ahead(pool, function, items):
-    """function(*item) for each of `items`, in order; unlike pool.map it holds few results at a time."""
-    waiting = deque()
-    for item in items:
-        waiting.append(pool.submit(function, *item))
-        if len(waiting) > WORKERS:
-            yield waiting.popleft().result()
+    """function(*item) for each of an iterator's items, in order; unlike pool.map it holds few results at a time."""
+    waiting = deque(pool.submit(function, *item) for item in islice(items, WORKERS))
     while waiting:
+        waiting.extend(pool.submit(function, *item) for item in islice(items, 1))
         yield waiting.popleft().result()
 
 
 class Benchmarks:
-    """Scores networks on sets of images, {name: paths}, which are read once.
-
-    ensemble: see run_network. Raises InputError where an image cannot be read or is too small.
-    """
+    """Scores networks on sets of images, {name: paths}, which are read once. ensemble: see run_network."""
 
     def __init__(self, sets, scales, device, ensemble=False):
         self.scales, self.device, self.ensemble = scales, device, ensemble
         self.middle_scale = scales[len(scales) // 2]
         self.sets = {name: [(path, read_image(path)) for path in paths] for name, paths in sets.items()}
-        self.images = sum(self.sets.values(), [])
+        self.images = [image for images in self.sets.values() for image in images]
         self.prepared, self.hardest = {}, {}
         smallest = SSIM_WINDOW + 3 * max(scales)
         for path, rgb in self.images:
@@ -174,37 +157,37 @@ class Benchmarks:
                                  f"the least is {smallest}x{smallest}")
 
     def scores(self, networks):
-        """Mean scores {set: {scale: {label: {"psnr", "ssim"}}}} of `networks`, and of bicubic under that label.
+        """Mean scores {set: {scale: {label: {"psnr", "ssim"}}}} of networks {label: model}, and of "bicubic".
 
-        networks: {label: model} of one protocol. Threads prepare and score the images while they run.
+        Threads prepare and score the images while the networks run.
         """
-        tasks = [(name, scale, path, rgb) for name, images in self.sets.items() for scale in self.scales
+        tasks = [(rgb, scale, _channels(networks), path) for images in self.sets.values() for scale in self.scales
                  for path, rgb in images]
-        rows = {(name, scale): [] for name, scale, *_ in tasks}
         threads = torch.get_num_threads()
         with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            pairs = _ahead(pool, prepare, ((rgb, scale, _channels(networks), path) for _, scale, path, rgb in tasks))
-            outputs = ((self._outputs(networks, pair), pair.hr, scale) for pair, (_, scale, *_) in zip(pairs, tasks))
+            pairs = _ahead(pool, prepare, iter(tasks))
+            outputs = ((self._outputs(networks, pair), pair.hr, task[1]) for pair, task in zip(pairs, tasks))
             scored = _ahead(pool, _score_all, outputs)
-            bar = tqdm(scored, desc="scoring", total=len(tasks), unit="image", leave=False, disable=None)
-            for row, (name, scale, *_) in zip(bar, tasks):
-                rows[name, scale].append(row)
+            rows = list(tqdm(scored, desc="scoring", total=len(tasks), unit="image", leave=False, disable=None))
         torch.set_num_threads(threads)
-        self.hardest = {name: images[np.argmin([row["bicubic"]["psnr"] for row in rows[name, self.middle_scale]])]
+        rows = iter(rows)
+        scores = {name: {scale: [next(rows) for _ in images] for scale in self.scales}
+                  for name, images in self.sets.items()}
+        self.hardest = {name: images[np.argmin([row["bicubic"]["psnr"] for row in scores[name][self.middle_scale]])]
                         for name, images in self.sets.items()}
-        return {name: {str(scale): _mean(rows[name, scale]) for scale in self.scales} for name in self.sets}
+        return {name: {str(scale): _mean(scores[name][scale]) for scale in self.scales} for name in scores}
 
     def psnr(self, model):
-        """{scale: mean PSNR in dB} of one network, over all images. They stay prepared: this is for every epoch."""
+        """{scale: mean PSNR in dB} of one network over all images, which stay prepared for the next epoch."""
         if not self.prepared:
             self.prepared = {scale: [prepare(rgb, scale, model.channels, path) for path, rgb in self.images]
                              for scale in self.scales}
-        psnrs = {str(scale): [score(upscale(model, pair, self.device), pair.hr, scale, ssim=False)["psnr"]
-                              for pair in pairs] for scale, pairs in self.prepared.items()}
-        return {scale: float(np.mean(values)) for scale, values in psnrs.items()}
+        return {str(scale): float(np.mean([
+            score(upscale(model, pair, self.device), pair.hr, scale, ssim=False)["psnr"] for pair in pairs]))
+            for scale, pairs in self.prepared.items()}
 
     def one_image(self, model):
-        """PSNR in dB of the network and of bicubic on the smallest image at the middle scale, which takes no time."""
+        """PSNR in dB of the network and of bicubic on the smallest image at the middle scale."""
         path, rgb = min(self.images, key=lambda image: image[1].size)
         pair = prepare(rgb, self.middle_scale, model.channels, path)
         scores = _score_all(self._outputs({"network": model}, pair), pair.hr, self.middle_scale)
@@ -213,8 +196,7 @@ class Benchmarks:
     def examples(self, networks):
         """Of every set the image that bicubic did worst in scores(), at the middle scale.
 
-        Yields (set, scale, image name, {label: (luma (H, W), scores)}); the labels are "HR", whose scores are None,
-        "bicubic" and the names of `networks`.
+        Yields (set, scale, image name, {"HR", "bicubic" or a network: (luma (H, W), scores; None of "HR")}).
         """
         for name, (path, rgb) in self.hardest.items():
             pair = prepare(rgb, self.middle_scale, _channels(networks), path)
@@ -227,8 +209,7 @@ class Benchmarks:
         words = "luma, nothing rounded (Table 1's protocol)"
         if _channels(networks) == 3:
             files = [lr_path(path, scale) for path, _ in self.images for scale in self.scales]
-            source = ("from LR_bicubic" if all(files) else "from LR_bicubic where it is there" if any(files)
-                      else "made by bicubic")
+            source = "from LR_bicubic" + " where it is there" * (not all(files)) if any(files) else "made by bicubic"
             words = f"luma of 8-bit RGB output, LR {source} (EDSR's protocol)"
         return words + ", self-ensemble" * self.ensemble
 

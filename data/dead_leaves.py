@@ -2,22 +2,17 @@
 
 Random shapes fall one over the other, and the number of those of radius r goes as r^-3, as if they were objects at
 all distances. Then nothing in the image tells its scale, and its statistics (power going as 1/f^2, mostly small
-contrasts and a few large ones) are near those of photographs:
-
-> Ann B. Lee, David Mumford, Jinggang Huang. Occlusion models for natural images: a statistical study of a
-> scale-invariant dead leaves model. IJCV 2001. (The model without the r^-3 is G. Matheron's, 1968.)
-
-Networks learn from such images to recognise (Baradad et al., Learning to see by looking at noise, NeurIPS 2021) and
-to restore (Achddou, Gousseau and Ladjal, Synthetic images as a regularity prior for image restoration neural
-networks, SSVM 2021; with textures, VibrantLeaves, 2025). Here they ask the teacher what it does at edges of every
-direction, contrast and blur, at corners and junctions, on thin lines, stripes, checks, grids and noise, and where
-nothing happens.
+contrasts and a few large ones) are near those of photographs (Lee, Mumford and Huang, Occlusion models for natural
+images: a statistical study of a scale-invariant dead leaves model, IJCV 2001; without the r^-3, Matheron, 1968).
+Networks learn from such images to recognise (Baradad et al., Learning to see by looking at noise, NeurIPS 2021) and to
+restore (Achddou, Gousseau and Ladjal, Synthetic images as a regularity prior for image restoration neural networks,
+SSVM 2021; with textures, VibrantLeaves, 2025).
 
 An image is LEAVES layers, painted from back to front; the first is the background.
 
-- A leaf is what lies inside two conics: a cut ellipse, a parallelogram, a line, a ring or crescent. All cost the
-  same few operations, since a conic is a quadratic form of the place. Its value over its slope is the distance to
-  the edge, which gives the part of a pixel that the leaf covers.
+- A leaf is what lies inside two conics: a cut ellipse, a parallelogram, a line, a ring or crescent. A conic is a
+  quadratic form of the place; its value over its slope is the distance to the edge, which gives the part of a pixel
+  that the leaf covers.
 - Its radius follows the law above (leaf_sizes), its place is anywhere, between pixels, too. Its edge is blurred
   over one pixel or, like what is out of focus, more.
 - Its paint is a grey or a colour, and on TEXTURED of the leaves one of the image's four textures: two of noise
@@ -82,8 +77,8 @@ def coverage(x, y, angle, half_u, half_v, width, size):
 
 def shapes(count, size, stream, device):
     """Random leaves, all but the background, for `count` images: what coverage takes, but the size."""
-    draw = torch.rand(11, count, LEAVES - 1, generator=stream, device=device)
-    pick, radius, x, y, turn, kind, flat, bent, thin, soft, least = draw
+    pick, radius, x, y, turn, kind, flat, bent, thin, soft, least = torch.rand(
+        11, count, LEAVES - 1, generator=stream, device=device)
     r = leaf_sizes(pick, radius, LEAST[0] * (LEAST[1] / LEAST[0]) ** least[:, :1], float(size), size)
     x, y = (x - 0.5) * (size + 2 * r), (y - 0.5) * (size + 2 * r)
     angle = math.pi * turn
@@ -157,10 +152,7 @@ def paints(count, size, channels, stream, device):
 
 
 def paint_over(paint, cover):
-    """The image (count, C, H, W) that layers of paint (count, 1 + n, C, H, W) make, the last on top.
-
-    cover: (count, n, H, W) in [0, 1], how much all but the first cover.
-    """
+    """The image (count, C, H, W) of paint (count, 1 + n, C, H, W), a layer over the other; cover (count, n, H, W)."""
     image, *layers = paint.unbind(1)
     for layer, covered in zip(layers, cover.unbind(1)):
         image = torch.lerp(image, layer, covered[:, None])
@@ -168,10 +160,9 @@ def paint_over(paint, cover):
 
 
 def dead_leaves(count, size, channels, stream, device):
-    """HR images (count, channels, size, size), float32.
+    """HR images (count, channels, size, size), float32, which depend on a torch.Generator on `device` alone.
 
-    channels: 3 (RGB in [0, 1]) or 1 (luma in [16/255, 235/255], where that of photographs lies). stream: a
-    torch.Generator on `device`, on which alone the images depend.
+    channels: 3 (RGB in [0, 1]) or 1 (luma in [16/255, 235/255], where that of photographs lies).
     """
     paint = paints(count, size, channels, stream, device)
     image = paint_over(paint, coverage(*shapes(count, size, stream, device), size)).clamp(0, 1)

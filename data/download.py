@@ -6,10 +6,8 @@
     python -m data.download vdsr               # vdsr_public.pth, the VDSR of pytorch-vdsr
     python -m data.download all --to datasets
 
-What is there already is left alone, and a folder appears once it is whole. Homes move: --from names another one, as a
-URL, an archive or a folder of images that you have:
-
-    python -m data.download train291 --from train_data.zip
+What is there already is left alone, and a folder appears once it is whole. Where a home has moved, --from names
+another: a URL, or an archive or a folder of images that you have.
 """
 
 import argparse
@@ -65,9 +63,9 @@ SETS = {
 }
 
 
-def obtain(home, folder, md5=None):
+def obtain(home, folder, md5):
     """The file that `home` is or, of a URL, that is downloaded to `folder`. Raises errors of many kinds."""
-    file, md5 = Path(home), md5 or MD5.get(home)
+    file = Path(home)
     if re.match("https?://", home):
         print(f"from {home}", flush=True)
         folder.mkdir(parents=True)
@@ -82,11 +80,10 @@ def unpack(home, folder):
     """The folder that `home` is or, of an archive, to which it is unpacked. Raises errors of many kinds."""
     if Path(home).is_dir():
         return Path(home).resolve()
-    archive = obtain(home, folder)
+    archive = obtain(home, folder, MD5.get(home))
     top = folder / Path(home).name.split(".")[0]  # some archives have no folder that tells the set; their names do
     if tarfile.is_tarfile(archive):
-        with tarfile.open(archive) as file:
-            file.extractall(top, filter="data")  # nothing gets out of `top`; a zip never does
+        shutil.unpack_archive(archive, top, "tar", filter="data")  # nothing gets out of `top`; a zip never does
     else:
         with zipfile.ZipFile(archive) as file:
             file.extractall(top)
@@ -111,7 +108,6 @@ class Homes:
             for folder in (top, *sorted(top.rglob("*"))) if isinstance(top, Path) else ():
                 if folder.as_posix().endswith(part.names) and len(list_images(folder)) == part.count:
                     return folder
-        return None
 
 
 def fetch_images(place, parts, homes):

@@ -12,13 +12,11 @@ from PIL import Image, ImageOps, PngImagePlugin
 from utils import InputError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-# The name of the photographs inside scikit-image's package as a data set.
-BUNDLED = "skimage"
+BUNDLED = "skimage"  # the name of the photographs inside scikit-image's package as a data set
 BUNDLED_TEST = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 BUNDLED_TRAIN = ("brick.png", "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png",
                  "moon.png", "page.png", "retina.jpg")
-# The name of every 14th training image as a set, on which settings are chosen and then nothing trains.
-HELD_OUT = "held_out"
+HELD_OUT = "held_out"  # the name of every 14th training image as a set, which then trains nothing
 
 # Pillow's guards against hostile files refuse large scans and long comments: 179 megapixels, 1 MB of text.
 Image.MAX_IMAGE_PIXELS = 2**30  # it refuses twice as many
@@ -31,19 +29,16 @@ def bundled_photographs(names):
 
 
 def list_images(folder):
-    """The image files directly in `folder`, sorted by name (empty where there is no such folder).
-
-    Hidden files are left out: beside a.png macOS puts ._a.png, which is no image.
-    """
-    return sorted(path for path in Path(folder).glob("[!.]*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    """The image files directly in `folder`, sorted by name (empty where there is no such folder)."""
+    files = Path(folder).glob("[!.]*")  # beside a.png macOS puts ._a.png, which is no image
+    return sorted(path for path in files if path.suffix.lower() in EXTENSIONS and path.is_file())
 
 
 def open_image(path, load=True):
-    """The first frame of the image at `path`, upright, as a Pillow image.
+    """The first frame of the image at `path`, upright, as a Pillow image. Raises InputError, which names the path.
 
     Its mode is L, LA, RGB or RGBA, of 8 bits, or for 16-bit grey one that begins with I; its info has the
     "icc_profile" of these values, if any. load=False: only the file's header is read, and the mode is the file's.
-    Raises InputError, which names the path, where the file is no image, damaged or deeper.
     """
     try:
         with warnings.catch_warnings():
@@ -55,8 +50,7 @@ def open_image(path, load=True):
                 ImageOps.exif_transpose(image, in_place=True)
                 if image.mode in ("CMYK", "LAB"):
                     image.info.pop("icc_profile", None)
-                mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-                mode += "A" * image.has_transparency_data
+                mode = ("L" if image.mode in ("1", "L", "LA", "La") else "RGB") + "A" * image.has_transparency_data
                 return image if image.mode == mode or image.mode.startswith("I") else image.convert(mode)
     except (InputError, MemoryError):
         raise
@@ -78,10 +72,7 @@ def _check_depth(image, path):
 
 
 def read_image(path):
-    """The image at `path` as uint8 RGB (H, W, 3); grey becomes R = G = B, alpha is dropped.
-
-    Raises InputError, which names the path, where the file is no image or has more than 8 bits.
-    """
+    """The image at `path` as uint8 RGB (H, W, 3); grey becomes R = G = B, alpha is dropped. Raises InputError."""
     image = open_image(path)
     if image.mode.startswith("I"):
         raise InputError(f"{path}: has more than 8 bits a channel; convert it to 8")
@@ -89,10 +80,7 @@ def read_image(path):
 
 
 def find_training_images(data_dir, without_held_out=False):
-    """Paths of the training images: data_dir/train291, a flat folder data_dir, or for "skimage" the bundled ones.
-
-    without_held_out: but for those of the set HELD_OUT. Raises InputError where there are none.
-    """
+    """Paths of the training images: of data_dir/train291, else data_dir, or for "skimage" the bundled ones."""
     if str(data_dir) == BUNDLED:
         return bundled_photographs(BUNDLED_TRAIN)
     paths = list_images(Path(data_dir) / "train291") or list_images(data_dir)
@@ -104,15 +92,7 @@ def find_training_images(data_dir, without_held_out=False):
     return paths
 
 
-def held_out_images(data_dir):
-    """Paths of the set HELD_OUT: twenty of the 291 images; empty where there are fewer than 14."""
-    return find_training_images(data_dir)[13::14]
-
-
 def luma(rgb):
-    """Y of RGB, both 0..255: (..., 3) -> (...) in 16..235, not rounded (BT.601).
-
-    A tensor stays one of its type on its device; of anything else NumPy makes float64.
-    """
+    """Y in 16..235 (BT.601, not rounded) of RGB in 0..255, (..., 3) -> (...): a tensor of a tensor, else float64."""
     rgb = rgb if isinstance(rgb, torch.Tensor) else np.asarray(rgb, dtype=np.float64)
     return 16 + (65.481 * rgb[..., 0] + 128.553 * rgb[..., 1] + 24.966 * rgb[..., 2]) / 255

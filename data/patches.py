@@ -17,13 +17,6 @@ SIZES = (1, 0.7, 0.5)
 LARGE = 1000  # pixels of the shorter side: such an image holds patches enough
 
 
-def _network_input(image, scale, upscaled_input):
-    """What the network gets for the HR image (C, H, W), cropped to a multiple of the scale."""
-    rows, columns = (n - n % scale for n in image.shape[-2:])
-    lr = imresize(image[..., :rows, :columns], 1 / scale)
-    return _clip(imresize(lr, scale) if upscaled_input else lr)
-
-
 def _clip(image):
     return image if image.dtype == torch.uint8 else image.clamp(0, 1)
 
@@ -36,14 +29,12 @@ def _flat(image):
 class TrainingPatches:
     """batch(step) gives the step's patches, a function of (seed, step) alone.
 
-    paths: image files. scales: drawn at random for each patch; a single one where the network upscales.
-    patch_size: of the HR patch, in pixels, then a multiple of the scale. channels: 1 (luma) or 3 (RGB).
-    upscaled_input: the network's input has the HR size. Images smaller than a patch are left out, which is told.
-    disable: tqdm's, and of what is told. Raises InputError on an image that is unreadable, and where none is left.
+    paths: image files; those smaller than a patch are left out, which is told. scales: drawn at random for each patch;
+    a single one where the network upscales. patch_size: of HR, in pixels, then a multiple of the scale. channels: 1
+    (luma) or 3 (RGB). upscaled_input: the network's input has the HR size. disable: tqdm's, and of what is told.
     """
 
-    def __init__(self, paths, scales, patch_size, seed, device="cpu", channels=1, upscaled_input=True,
-                 disable=None):
+    def __init__(self, paths, scales, patch_size, seed, device="cpu", channels=1, upscaled_input=True, disable=None):
         self.seed, self.device, self.patch_size = seed, device, patch_size
         self.ratio = 1 if upscaled_input else scales[0]
         least = max(patch_size, *scales)
@@ -62,7 +53,9 @@ class TrainingPatches:
                 if min(hr.shape[1:]) < least:
                     continue
                 for scale in scales:
-                    x = _network_input(hr, scale, upscaled_input)
+                    rows, columns = (n - n % scale for n in hr.shape[1:])
+                    x = imresize(hr[:, :rows, :columns], 1 / scale)
+                    x = _clip(imresize(x, scale) if upscaled_input else x)
                     rows, columns = (n - patch_size // self.ratio + 1 for n in x.shape[1:])
                     if min(rows, columns) > 0:
                         table.append((hr_start, hr.shape[2], input_start, x.shape[2], rows, columns))
@@ -80,10 +73,7 @@ class TrainingPatches:
         self.cumulative = (self.table[:, 4] * self.table[:, 5]).double().cumsum(0)
 
     def batch(self, step, size, share=slice(None)):
-        """Patches of step `step`: network input (size, C, p, p) and HR (size, C, P, P), float32 in [0, 1].
-
-        share: the part of them that is wanted.
-        """
+        """The part `share` of a step's patches: inputs (size, C, p, p) and HR (size, C, P, P), float32 in [0, 1]."""
         stream = random_stream(self.seed, "patches", step)
         place = torch.rand(3, size, generator=stream, dtype=torch.float64)
         turn = torch.randint(8, (size,), generator=stream)[share]
@@ -95,7 +85,7 @@ class TrainingPatches:
         return x, self._cut(self.hr, hr_start, hr_width, row, column, turn, self.patch_size)
 
     def _cut(self, images, start, width, row, column, turn, size):
-        """Patches with their top left at (row, column), flipped and turned, as (n, C, size, size).
+        """Patches (n, C, size, size) with their top left at (row, column), flipped and turned.
 
         A flip or a quarter turn is a matter of the two steps through memory, so one gather does it all.
         """

@@ -16,12 +16,12 @@ from utils import random_stream, stream_seed
 
 
 def lr_size(size, scale):
-    """Side of an LR image that becomes about `size` pixels at x`scale`: a multiple of 4."""
+    """Side, a multiple of 4, of an LR image that becomes about `size` pixels at x`scale`."""
     return 4 * (size // scale // 4)
 
 
 def network_input(x_lr, scale, upscaled):
-    """x of an LR image x_lr: clamp(up_s(x_lr), 0, 1) for networks on upscaled images, else x_lr itself."""
+    """clamp(up_s(x_lr), 0, 1) for networks on upscaled images, else x_lr itself."""
     return imresize(x_lr, scale).clamp(0, 1) if upscaled else x_lr
 
 
@@ -33,11 +33,9 @@ def noise_source(kind, size, channels, upscaled, seed, device="cpu"):
 
     def draw(scale, step, count):
         side = lr_size(size, scale) * scale
-        shape, stream = (count, channels, side, side), random_stream(seed, "noise", step, device=device)
-        if kind == "uniform":
-            x = torch.rand(shape, generator=stream, device=device)
-        else:
-            x = (0.5 + 0.25 * torch.randn(shape, generator=stream, device=device)).clamp(0, 1)
+        x = torch.empty(count, channels, side, side, device=device)
+        stream = random_stream(seed, "noise", step, device=device)
+        x = x.uniform_(generator=stream) if kind == "uniform" else x.normal_(0.5, 0.25, generator=stream).clamp(0, 1)
         return x if upscaled else imresize(x, 1 / scale).clamp(0, 1)
 
     return draw
@@ -77,10 +75,9 @@ def folder_source(paths, scales, size, channels, upscaled, seed, device="cpu"):
 class Bank:
     """Images with the teacher's outputs, which grow by `size` every `steps` batches and are used again and again.
 
-    On a CPU the frozen teacher is more than half of a step. draw: a source. label(x): the teacher's outputs. What is
-    drawn is whole chunks of every scale; of more than MOST images the oldest go. Every pass is a new order; none is
-    flipped or turned, since the teacher is not symmetric. batch(step, count) -> (inputs, targets) depends on the seed
-    and the step alone.
+    draw: a source. label(x): the teacher's outputs. What is drawn is whole chunks of every scale; of more than MOST
+    images the oldest go. Every pass is a new order; none is flipped or turned, since the teacher is not symmetric.
+    batch(step, count) -> (inputs, targets) depends on the seed and the step alone.
     """
 
     CHUNK = 32  # images drawn and labelled at once

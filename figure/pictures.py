@@ -1,7 +1,7 @@
 """Pictures: the images a source draws, and what the networks make of a real one. All are PNG.
 
     python -m figure.pictures --output=figure/dead_leaves.png        # a sheet of dead leaves
-    python -m figure.pictures --runs runs/a runs/b --labels "run a" "run b" --output=drawn.png     # what these drew last
+    python -m figure.pictures --runs runs/a runs/b --labels a b --output=drawn.png      # what these runs drew last
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from data.dead_leaves import dead_leaves
 from engine.options import Parser, whole
@@ -40,6 +40,18 @@ def save_epoch_samples(path, batches):
     save_png(grid(images, len(images)).save, path)
 
 
+def stack(strips, margin):
+    """One PIL image of strips, [(label, file)], below one another and a line of room, the labels in the left margin."""
+    images = [Image.open(file) for _, file in strips]
+    width, height = max(image.width for image in images), sum(image.height for image in images)
+    sheet, top = Image.new("RGB", (margin + width, TEXT + height), "#e6e8eb"), TEXT
+    for (label, _), image in zip(strips, images):
+        sheet.paste(image, (margin, top))
+        write(sheet, margin // 2, top + image.height // 2, label)
+        top += image.height
+    return sheet
+
+
 def save_sample_sheet(folder, path, scales):
     """One sheet of the strips in `folder`, at most ten of them, evenly from the first epoch to the last.
 
@@ -55,58 +67,33 @@ def save_sample_sheet(folder, path, scales):
     save_png(sheet.save, path)
 
 
-def stack(strips, margin):
-    """One PIL image of strips, [(label, file)], below one another and a line of room, the labels in the left margin."""
-    images = [Image.open(file) for _, file in strips]
-    width, height = max(image.width for image in images), sum(image.height for image in images)
-    sheet = Image.new("RGB", (margin + width, TEXT + height), "#e6e8eb")
-    top = TEXT
-    for (label, _), image in zip(strips, images):
-        sheet.paste(image, (margin, top))
-        write(sheet, margin // 2, top + image.height // 2, label)
-        top += image.height
-    return sheet
-
-
-def last_samples(folders, labels=None):
-    """The strips of the last epochs of runs below one another, as a PIL image. Raises InputError where there is none."""
-    strips = []
-    for label, folder in zip(labels or [Path(folder).name for folder in folders], folders, strict=True):
-        files = sorted(Path(folder, "samples").glob("epoch_*.png"))
-        if not files:
-            raise InputError(f"{folder}: has no samples/epoch_*.png")
-        strips.append((label, files[-1]))
-    return stack(strips, 200)
-
-
 def save_comparison(path, examples):
     """For each of Benchmarks.examples a row of crops, with PSNR and SSIM of the whole image under each.
 
     The crop is where bicubic is most wrong.
     """
-    sheet = np.vstack([comparison(*example) for example in examples])
-    save_png(Image.fromarray(sheet).save, path)
-
-
-def comparison(name, scale, image_name, outputs):
-    """A row: HR, bicubic and the networks' outputs, {label: (luma (H, W) in 0..255, its score or None)}."""
-    images = torch.stack([torch.as_tensor(image) for image, _ in outputs.values()])[:, None] / 255
-    hr, bicubic = images[:2]
-    size = min(CROP, *hr.shape[1:])
-    error = avg_pool2d((hr - bicubic) ** 2, size, stride=4)[0]
-    top, left = (4 * i for i in divmod(error.argmax().item(), error.shape[1]))
-    crops = grid(interpolate(images[..., top:top + size, left:left + size], SHOWN), len(images))
-    row = Image.new("RGB", (crops.width, crops.height + 2 * TEXT), "white")
-    row.paste(crops)
-    for i, (label, (_, score)) in enumerate(outputs.items()):
-        about = f"{score['psnr']:.2f} dB / {score['ssim']:.4f}" if score else f"{name}, {image_name}, x{scale}"
-        write(row, GAP + i * (SHOWN + GAP) + SHOWN // 2, crops.height + TEXT, f"{label}\n{about}")
-    return row
+    crops, captions = [], []
+    for name, scale, image_name, outputs in examples:
+        images = torch.stack([torch.as_tensor(image) for image, _ in outputs.values()])[:, None] / 255
+        hr, bicubic = images[:2]
+        size = min(CROP, *hr.shape[1:])
+        error = avg_pool2d((hr - bicubic) ** 2, size, stride=4)[0]
+        top, left = (4 * i for i in divmod(error.argmax().item(), error.shape[1]))
+        crops.append(interpolate(images[..., top:top + size, left:left + size], SHOWN))
+        for label, (_, score) in outputs.items():
+            about = f"{score['psnr']:.2f} dB / {score['ssim']:.4f}" if score else f"{name}, {image_name}, x{scale}"
+            captions.append(f"{label}\n{about}")
+    below, columns = GAP + 2 * TEXT, len(crops[0])  # room for two lines of text
+    sheet = grid(pad(torch.cat(crops), (0, 0, 0, below), value=1), columns)
+    for i, caption in enumerate(captions):
+        row, column = divmod(i, columns)
+        write(sheet, GAP + column * (SHOWN + GAP) + SHOWN // 2, (row + 1) * (GAP + SHOWN + below) - TEXT, caption)
+    save_png(sheet.crop((0, 0, sheet.width, sheet.height - GAP)).save, path)
 
 
 def parse_arguments(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--runs", nargs="+", metavar="SAVE_DIR", help="instead of dead leaves: the images of these runs")
+    parser.add_argument("--runs", nargs="+", metavar="SAVE_DIR", help="instead of dead leaves: images of these runs")
     parser.add_argument("--labels", nargs="+", help="of the runs (default: their folders)")
     parser.add_argument("--output", default="figure/dead_leaves.png", help="where the sheet goes")
     parser.add_argument("--seed", type=whole, default=1, help="of all that is random")
@@ -114,15 +101,22 @@ def parse_arguments(argv=None):
 
 
 def main(args):
-    """Dead leaves: four rows of luma and four of colour, 48x48 pixels each, enlarged twice."""
     if args.runs:
-        if len(args.labels or args.runs) != len(args.runs):
-            raise InputError(f"--labels: {len(args.labels)} for {len(args.runs)} runs")
-        save_png(last_samples(args.runs, args.labels).save, args.output)
-    else:
-        images = [dead_leaves(48, 48, channels, random_stream(args.seed, "sheet", channels), "cpu").expand(-1, 3, -1, -1)
-                  for channels in (1, 3)]
-        save_png(grid(interpolate(torch.cat(images), scale_factor=2), 12).save, args.output)
+        labels = args.labels or [Path(folder).name for folder in args.runs]
+        if len(labels) != len(args.runs):
+            raise InputError(f"--labels: {len(labels)} for {len(args.runs)} runs")
+        strips = []
+        for label, folder in zip(labels, args.runs):
+            files = sorted(Path(folder, "samples").glob("epoch_*.png"))
+            if not files:
+                raise InputError(f"{folder}: has no samples/epoch_*.png")
+            strips.append((label, files[-1]))
+        sheet = stack(strips, 200)
+    else:  # four rows of luma and four of colour, 48x48 pixels each, enlarged twice
+        grey, colour = (dead_leaves(48, 48, channels, random_stream(args.seed, "sheet", channels), "cpu")
+                        for channels in (1, 3))
+        sheet = grid(interpolate(torch.cat((grey.expand_as(colour), colour)), scale_factor=2), 12)
+    save_png(sheet.save, args.output)
     print(args.output)
 
 

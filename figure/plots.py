@@ -16,7 +16,7 @@ from statistics import fmean
 
 import torch
 
-from data.table import paper_table
+from data.table import markdown_table, paper_table
 from engine.options import Parser
 from models import build_model
 from utils import InputError, device_name, run_script, write_atomically
@@ -43,10 +43,7 @@ def open_json(path):
 
 
 def new_figure(width, height):
-    """An empty matplotlib Figure of that size in inches; the process has STYLE from then on.
-
-    Raises InputError where matplotlib is missing.
-    """
+    """An empty matplotlib Figure of that size in inches; the process has STYLE from then on."""
     try:
         import matplotlib.figure
     except ImportError:
@@ -62,12 +59,6 @@ def save_png(save, path):
     write_atomically(path, buffer.getvalue())
 
 
-def markdown_table(heads, rows):
-    """Markdown of rows of texts under their heads."""
-    lines = [f"| {' | '.join(row)} |\n" for row in (heads, *rows)]
-    return "".join([lines[0], "|---" * len(heads), "|\n", *lines[1:]])
-
-
 def log_x(axes):
     """A logarithmic x axis with numbers at 1, 2, 5, 10, 20, ..."""
     axes.set_xscale("log", subs=[2, 5])
@@ -76,10 +67,7 @@ def log_x(axes):
 
 
 def read_metrics(folder):
-    """The lines of folder/metrics.jsonl: {"epoch", losses, "psnr": {scale: dB}, "seconds", ...} each.
-
-    Raises InputError where no line is whole.
-    """
+    """The lines of folder/metrics.jsonl: {"epoch", losses, "psnr": {scale: dB}, "seconds", ...} each."""
     path, epochs = Path(folder) / "metrics.jsonl", []
     for line in path.read_bytes().splitlines():
         with suppress(LookupError, TypeError, ValueError):  # half a line, of a run that was killed as it wrote
@@ -91,10 +79,7 @@ def read_metrics(folder):
 
 
 def curves(epochs):
-    """Figure of read_metrics's epochs: a panel for every loss at the left, validation PSNR at the right.
-
-    Loss axes are logarithmic where all values are positive. What an epoch lacks is left out.
-    """
+    """Figure of read_metrics's epochs: a panel for every loss at the left, validation PSNR at the right."""
     numbers = [entry["epoch"] for entry in epochs]
     losses = [name for name in LOSSES if any(name in entry for entry in epochs)]
     figure = new_figure(8, 4)
@@ -117,10 +102,7 @@ def curves(epochs):
 
 
 def save_curves(folder):
-    """Draw `folder`/metrics.jsonl as `folder`/curves.png. Returns False where matplotlib is not installed.
-
-    Raises InputError where there are no metrics or the file cannot be written.
-    """
+    """Draw `folder`/metrics.jsonl as `folder`/curves.png. Returns False where matplotlib is not installed."""
     if not find_spec("matplotlib"):
         return False
     save_png(curves(read_metrics(folder)).savefig, Path(folder) / "curves.png")
@@ -130,8 +112,7 @@ def save_curves(folder):
 def psnr_minutes(folders, labels=None):
     """Figure of the mean validation PSNR against minutes: a line for every run, dashed where it starts at random.
 
-    labels: one for each run (default: its folder, images and start). Raises InputError where runs were validated on
-    other images or scales than the first.
+    labels: one for each run (default: its folder, images and start). All must be validated on the same images.
     """
     if labels and len(labels) != len(folders):
         raise InputError(f"--labels: {len(labels)} for {len(folders)} runs")
@@ -158,18 +139,17 @@ def psnr_minutes(folders, labels=None):
 
 
 def read_width(path):
-    """A row of compare_widths: the scores on Set5 of a VDSR student's results.json, and what its width costs here."""
+    """What compare_widths takes, of the results.json of a VDSR student; what its width costs is measured here."""
     from tools.benchmark import milliseconds  # here: these take a second, which the scripts need not wait for
-    from tools.export import TIMED, multiply_adds, random_input
+    from tools.export import TIMED, count_parameters, multiply_adds, random_input
 
     with open_json(path) as record:
-        args, psnr = record["args"], {s: row["student"]["psnr"] for s, row in record["results"]["Set5"].items()}
-        config = {"arch": "vdsr", "n_resblocks": args["n_resblocks"] or 18, "n_feats": args["n_feats"] or 32}
-    network = build_model(config).requires_grad_(False)
+        psnr = {scale: row["student"]["psnr"] for scale, row in record["results"]["Set5"].items()}
+        depth, width = record["args"]["n_resblocks"] or 18, record["args"]["n_feats"] or 32
+    network = build_model({"arch": "vdsr", "n_resblocks": depth, "n_feats": width}).requires_grad_(False)
     x = random_input(network, *TIMED)
-    return {"width": config["n_feats"], "parameters": sum(weight.numel() for weight in network.parameters()),
-            "gmacs": multiply_adds(network) / 1e9, "ms": milliseconds(lambda: network(x), x.device), "size": TIMED,
-            "psnr": psnr}
+    return {"width": width, "parameters": count_parameters(network), "gmacs": multiply_adds(network) / 1e9,
+            "ms": milliseconds(lambda: network(x), x.device), "size": TIMED, "psnr": psnr}
 
 
 def compare_widths(rows):
@@ -184,7 +164,7 @@ def compare_widths(rows):
     texts = [[str(row["width"]), f"{row['parameters']:,}", f"{row['gmacs']:.1f}", f"{row['ms']:.0f}",
               *(f"{row['psnr'][scale]:.2f}" for scale in scales)] for row in rows]
     table = ("PSNR in dB on Set5; multiply-adds a megapixel of output; latency of an output of "
-             f"{rows[0]['size'][0]}x{rows[0]['size'][1]} in float32 on {device}.\n\n" + markdown_table(heads, texts))
+             f"{'x'.join(map(str, rows[0]['size']))} in float32 on {device}.\n\n{markdown_table(heads, texts)}")
     figure, psnr = new_figure(8, 3.6), [fmean(row["psnr"].values()) for row in rows]
     paper = [scores for (on, scale), scores in paper_table().items() if on == "Set5" and str(scale) in scales]
     costs = {"gmacs": "$10^9$ multiply-adds a megapixel of output", "ms": f"latency (ms), {device}"}
@@ -206,8 +186,7 @@ def parse_arguments(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("folders", nargs="*", metavar="SAVE_DIR", help="of a run")
     parser.add_argument("--labels", nargs="+", help="of the runs (default: their folders, sources and starts)")
-    parser.add_argument("--width", nargs="+", metavar="RESULTS", help="instead of runs: results.json of students of "
-                        "several widths")
+    parser.add_argument("--width", nargs="+", metavar="RESULTS", help="instead: results.json of several widths")
     parser.add_argument("--output", help="the figure (default: figure/psnr_minutes.png or figure/width.png)")
     return parser.parse_args(argv)
 

@@ -23,7 +23,7 @@ measured= # whether there are new results
 collect() { # the tables, of what is in $results
   [ -n "$measured" ] || return 0
   python -m figure.table --results="$results" --output="${TABLES:-figure}"
-  python -m figure.ablation "$results"/{table2,start,generator,edsr} --output="${TABLES:-figure}"
+  python -m figure.table "$results"/{table2,start,generator,edsr} --output="${TABLES:-figure}"
   if ls "$results"/width/*.json > /dev/null 2>&1; then
     python -m figure.plots --width "$results"/width/*.json --output="${TABLES:-figure}/width.png"
   fi

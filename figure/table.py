@@ -1,18 +1,22 @@
-"""The paper's Table 1 beside our numbers: figure/table1.md and figure/Table1.png.
+"""Tables of results: the paper's Table 1 beside our numbers, and groups of runs, as the paper's Table 2.
 
-    python -m figure.table
+    python -m figure.table                                # figure/table1.md and figure/Table1.png
+    python -m figure.table figure/results/table2 ...      # figure/table2.md ...
 
-figure/results/COLUMN.json is the results.json of the run that fills a column: teacher, student, student_from_teacher,
-noise, ours or fast. COLUMN.NAME.json, of --test_only with the same network, has sets that the run did not score.
+figure/results/COLUMN.json is the results.json of the run that fills a column of Table 1: teacher, student,
+student_from_teacher, noise, ours or fast. COLUMN.NAME.json, of --test_only with the same network, has sets that the run
+did not score. GROUP/NAME_SEED.json (or NAME_xSCALE.json) is the results.json of a run; those of one NAME are a row.
+table2 has all rows of TABLE2, measured or not.
 """
 
 import re
 import textwrap
 from pathlib import Path
+from statistics import fmean
 
-from data.table import paper_table
+from data.table import markdown_table, paper_table
 from engine.options import Parser
-from figure.plots import markdown_table, new_figure, open_json, save_png
+from figure.plots import new_figure, open_json, save_png
 from utils import InputError, run_script, write_atomically
 
 COLUMNS = {  # heading, what it means, its name in results.json, the paper's column beside it, colour
@@ -25,6 +29,12 @@ COLUMNS = {  # heading, what it means, its name in results.json, the paper's col
     "fast": ("Dead leaves", "no data, starts from the teacher", "student", "student", "C2"),
 }
 FACTS = ("device", "steps", "images", "time", "teacher")  # of a run, below its column's heading
+TABLE2 = {  # what the row has, the paper's PSNR on Set5 x2
+    "m1": ("M1: noise", "34.38"), "m2": ("M2: reconstruction loss", "37.05"),
+    "dfad": ("DFAD: adversarial loss", "36.23"), "m3": ("M3: both losses", "37.09"),
+    "m4": ("M4: adversarial loss, in stages", "36.12"), "ours": ("Ours: both losses, in stages", "37.20"),
+    "untrained": ("a generator that does not learn", ""),
+}
 MISSING = "not measured"
 CELLS = "PSNR (dB) / SSIM, on luma: in every cell ours, the paper's, the difference."
 BESIDE = "No student of the paper starts from its teacher; ours that do stand beside its Student, trained with data."
@@ -38,7 +48,35 @@ def read_results(path):
                   for name, by_scale in record["results"].items() for scale, row in by_scale.items()}
         steps = int(record.get("student_steps", record.get("steps", 0)))
         return scores, {"args": {}, "seconds": 0, "images": 0, "date": "undated", "git": "unknown", "device": "",
-                        "command": "", **record, "steps": steps}
+                        "command": "", **record, "steps": steps, "path": path}
+
+
+def read_rows(folder, end, known=None):
+    """{row: [(scores, content) of each of its results]} of a folder, by name.
+
+    end: pattern of what a file's name has after its row's. known: the only rows to read, where given.
+    """
+    rows = {}
+    for path in sorted(Path(folder).iterdir(), key=lambda path: path.stem):
+        row = re.sub(end, "", path.stem)
+        if path.suffix == ".json" and row in (known or [row]):
+            rows.setdefault(row, []).append(read_results(path))
+    return rows
+
+
+def duration(seconds):
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def command(record):
+    """The command of a results.json, as code, without its folders; of other paths the file's name."""
+    words = re.sub(r"[^\s=]*/", "", re.sub(FOLDERS, "", record["command"]))
+    return words and f"`{words}`"
+
+
+# ---- Table 1 ---------------------------------------------------------------------------------------
 
 
 def collect(folder):
@@ -46,25 +84,15 @@ def collect(folder):
 
     Where files score the same, the first counts. Raises InputError for a file without its column's scores.
     """
-    measured, records = {}, {}
-    for path in sorted(Path(folder).iterdir(), key=lambda path: path.stem):
-        column = path.name.partition(".")[0]
-        if path.suffix != ".json" or column not in COLUMNS:
-            continue
-        scores, record = read_results(path)
-        records.setdefault(column, []).append(record)
-        for place, reached in scores.items():
-            for cell, name in ((column, COLUMNS[column][2]), ("bicubic", "bicubic")):
-                if name not in reached:
-                    raise InputError(f"{path}: has no scores of a {name}, but of {', '.join(reached)}")
-                measured.setdefault(place, {}).setdefault(cell, reached[name])
-    return measured, records
-
-
-def duration(seconds):
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+    rows, measured = read_rows(folder, r"\..*", COLUMNS), {}
+    for column, runs in rows.items():
+        for scores, record in runs:
+            for place, reached in scores.items():
+                for cell, name in ((column, COLUMNS[column][2]), ("bicubic", "bicubic")):
+                    if name not in reached:
+                        raise InputError(f"{record['path']}: has no scores of a {name}, but of {', '.join(reached)}")
+                    measured.setdefault(place, {}).setdefault(cell, reached[name])
+    return measured, {column: [record for _, record in runs] for column, runs in rows.items()}
 
 
 def facts(record):
@@ -74,12 +102,6 @@ def facts(record):
         return [""] * 4 + [teacher]
     device = ", ".join(filter(None, (record["device"], record["args"].get("precision"))))
     return [device, f"{record['steps']:,}", f"{record['images']:,}", duration(record["seconds"]), teacher]
-
-
-def command(record):
-    """The command of a results.json, as code, without its folders; of other paths the file's name."""
-    words = re.sub(r"[^\s=]*/", "", re.sub(FOLDERS, "", record["command"]))
-    return words and f"`{words}`"
 
 
 def cell(ours, paper):
@@ -93,9 +115,9 @@ def cell(ours, paper):
 
 def table_rows(measured, records):
     """The whole table as rows of Markdown: headings, facts, the paper's twelve rows."""
-    rows = [["", ""] + [f"**{heading}**<br>{meaning}" for heading, meaning, *_ in COLUMNS.values()]]
     about = [facts(records[column][0]) if column in records else [""] * len(FACTS) for column in COLUMNS]
-    rows += [[name, "", *texts] for name, texts in zip(FACTS, zip(*about))]
+    rows = [["", ""] + [f"**{heading}**<br>{meaning}" for heading, meaning, *_ in COLUMNS.values()],
+            *([name, "", *texts] for name, texts in zip(FACTS, zip(*about)))]
     for (name, scale), paper in paper_table().items():
         ours = measured.get((name, scale), {})
         rows.append([name, f"x{scale}"] + [cell(ours.get(column), paper[theirs])
@@ -114,9 +136,12 @@ def markdown(rows, records):
 
 def picture(rows):
     """The same as a matplotlib Figure, 8 inches wide, without the commands."""
-    rows = [["\n".join(textwrap.fill(line, 19) for line in text.split("<br>")) for text in row] for row in rows]
-    rows = [[re.sub(r"\*\*(.*)\*\*", lambda bold: "$\\mathbf{%s}$" % bold[1].replace(" ", "~"), text) for text in row]
-            for row in rows]
+
+    def shown(text):
+        text = "\n".join(textwrap.fill(line, 19) for line in text.split("<br>"))
+        return re.sub(r"\*\*(.*)\*\*", lambda bold: "$\\mathbf{%s}$" % bold[1].replace(" ", "~"), text)
+
+    rows = [[shown(text) for text in row] for row in rows]
     heights = [1.25 + 1.2 * max(text.count("\n") for text in row) for row in rows]  # in lines
     figure = new_figure(8, 0.13 * sum(heights) + 0.4)
     figure.get_layout_engine().set(w_pad=0)  # columns of whole pixels: text is sharper, the file smaller
@@ -137,20 +162,62 @@ def picture(rows):
     return figure
 
 
+# ---- groups ----------------------------------------------------------------------------------------
+
+
+def mean(psnr):
+    """The mean of PSNRs in dB, and half of how far they are apart, as text."""
+    spread = f" ± {(max(psnr) - min(psnr)) / 2:.2f}" if len(psnr) > 1 else ""
+    return f"{fmean(psnr):.2f}{spread}" if psnr else MISSING
+
+
+def group_markdown(rows):
+    """A group's table: of every row and set the trained network's PSNR at every scale, over the row's seeds."""
+    everything = [run for runs in rows.values() for run in runs]
+    if not everything:
+        return "Not measured yet: `figure/reproduce.sh` runs these experiments.\n"
+    sets, scales = map(dict.fromkeys, zip(*(place for scores, _ in everything for place in scores)))
+    devices = ", ".join(sorted({record["device"] for _, record in everything}))
+    paper = ["the paper's"] if "m1" in rows else []
+    heads = ["run", "set", *(f"x{scale}" for scale in sorted(scales)), *paper, "runs", "steps", "time", "command"]
+    lines = []
+    for name, runs in rows.items():
+        label, theirs = TABLE2.get(name, (name, ""))
+        about = [""] * 4
+        if runs:
+            time = duration(fmean(record["seconds"] for _, record in runs))
+            about = [str(len(runs)), f"{runs[0][1]['steps']:,}", time, command(runs[0][1])]
+        for on in sets:
+            psnr = [mean([(scores[on, scale].get("student") or scores[on, scale]["teacher"])[0]
+                          for scores, _ in runs if (on, scale) in scores]) for scale in sorted(scales)]
+            shown = [theirs if on == "Set5" else ""] * len(paper)
+            lines.append([label, on, *psnr, *shown, *about])
+    return ("PSNR in dB, mean over the runs ± half of how far they are apart; their mean time; steps and command of "
+            f"the first. Measured on {devices}.\n\n{markdown_table(heads, lines)}")
+
+
 def parse_arguments(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--results", default="figure/results", help="folder of the runs' results")
-    parser.add_argument("--output", default="figure", help="folder for table1.md and Table1.png")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help="instead of Table 1: folders of a group's results")
+    parser.add_argument("--results", default="figure/results", help="folder of Table 1's results")
+    parser.add_argument("--output", default="figure", help="folder for the tables")
     return parser.parse_args(argv)
 
 
 def main(args):
-    measured, records = collect(args.results)
-    rows = table_rows(measured, records)
-    save_png(picture(rows).savefig, Path(args.output) / "Table1.png")
-    write_atomically(Path(args.output) / "table1.md", markdown(rows, records).encode())
-    missing = ", ".join(column for column in list(COLUMNS)[1:] if column not in records)
-    print(f"{args.output}/table1.md and Table1.png; not measured: {missing or 'nothing'}")
+    output = Path(args.output)
+    for group in map(Path, args.groups):
+        rows = dict.fromkeys(TABLE2, ()) if group.name == "table2" else {}
+        rows |= read_rows(group, r"_x?\d+$")
+        write_atomically(output / f"{group.name}.md", group_markdown(rows).encode())
+        print(f"{output / group.name}.md: {len(rows)} rows")
+    if not args.groups:
+        measured, records = collect(args.results)
+        rows = table_rows(measured, records)
+        save_png(picture(rows).savefig, output / "Table1.png")
+        write_atomically(output / "table1.md", markdown(rows, records).encode())
+        missing = ", ".join(column for column in list(COLUMNS)[1:] if column not in records)
+        print(f"{args.output}/table1.md and Table1.png; not measured: {missing or 'nothing'}")
 
 
 if __name__ == "__main__":

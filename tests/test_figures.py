@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from figure import ablation, pictures, plots, table
+from figure import pictures, plots, table
 from utils import InputError
 
 pytest.importorskip("matplotlib")
@@ -148,7 +148,7 @@ def test_table_1(tmp_path):
     (table, "--results=", "ours.json", "{"), (table, "--results=", "ours.json", "[]"),
     (table, "--results=", "ours.json", '{"results": {"Set5": {"2": {"student": {"psnr": 1}}}}}'),
     (table, "--results=", "ours.json", '{"results": {"Set5": {"2": {"teacher": {"psnr": 1, "ssim": 1}}}}}'),
-    (ablation, "", "m1_1.json", "{}"), (plots, "", "config.json", "[]"), (plots, "--width=", "", "[]"),
+    (table, "", "m1_1.json", "{}"), (plots, "", "config.json", "[]"), (plots, "--width=", "", "[]"),
     (plots, "--width=", "", '{"args": {}, "results": {"Set14": {}}}')])
 def test_results_that_cannot_be_used_are_named(tmp_path, module, flag, name, content):
     path = tmp_path / "table2" / name
@@ -166,7 +166,7 @@ def test_groups_are_means_over_seeds(tmp_path):
                                ("edsr", "student_x2", 36.0, 33.0)):
         results(tmp_path / group / f"{name}.json", "student", *psnr, sets=["Set5", "held_out"], seconds=90,
                 student_steps=2000)
-    call(ablation, tmp_path / "table2", tmp_path / "edsr", f"--output={tmp_path}")
+    call(table, tmp_path / "table2", tmp_path / "edsr", f"--output={tmp_path}")
     text = (tmp_path / "table2.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-2]] for line in text.splitlines() if line.startswith("| ")]
     assert rows[7:10] + rows[-2:-1] == [
@@ -176,7 +176,7 @@ def test_groups_are_means_over_seeds(tmp_path):
         ["m5", "Set5", "37.00", "", "1", "2,000", "1.5 min"]]
     assert "Measured on a CPU." in text and "| `python distillation.py --nEpochs=60 --pretrained=vdsr.pth " in text
     assert "| student | held_out | 36.00 | 33.00 | 1 | 2,000 |" in (tmp_path / "edsr.md").read_text(encoding="utf-8")
-    assert ablation.markdown({}).startswith("Not measured yet")
+    assert table.group_markdown({}).startswith("Not measured yet")
 
 
 def test_reproduce_goes_on_where_it_stopped(images, tiny_teacher, tmp_path):

@@ -27,8 +27,8 @@ def milliseconds(function, device, least=0.5):
     for _ in range(5 if device.type == "cuda" else 1):  # graphs are recorded at the fourth call
         function()
     wait()
-    times, began = [], time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - began < least:
+    times = []
+    while len(times) < 3 or sum(times) < least:
         start = time.perf_counter()
         function()
         wait()
@@ -69,11 +69,9 @@ def main(args):
     precision = best_precision(device)
     print(f"{device_name(device)}, {precision}, batch {batch} of 48x48")
     if args.sweep:
-        for name, values in SWEEP.items():
-            sizes = ({"batch": batch, name: value} for value in values)
-            steps = (student_step(recorder(device), device, precision, **size) for size in sizes)
-            times = (f"{value}: {milliseconds(step, device):.1f} ms" for value, step in zip(values, steps))
-            print(name, "; ".join(times))
+        for name, sizes in SWEEP.items():
+            steps = (student_step(recorder(device), device, precision, **{"batch": batch, name: n}) for n in sizes)
+            print(name, "; ".join(f"{n}: {milliseconds(step, device):.1f} ms" for n, step in zip(sizes, steps)))
         return
     plain = parts(eager, device, "fp32", batch)
     for name, function in parts(recorder(device), device, precision, batch).items():

@@ -19,6 +19,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.benchmark import Benchmarks, choose_validation
+from data.table import markdown_table
 from engine.options import Parser, positive, whole
 from models.pair import load_network
 from tools.benchmark import milliseconds
@@ -29,10 +30,7 @@ TRIED = ((1, 37, 53), (2, 20, 31), (1, 12, 16), (3, 64, 80))  # (batch, height, 
 TIMED = (480, 320)  # width and height of the output image whose computing is timed
 
 
-# ---- the file --------------------------------------------------------------------------------------
-
-
-def describe(network, score=None):
+def describe(network, score):
     """What a user of the file has to know, as a dict that JSON can hold. score: {"set", "protocol", "psnr"}."""
     kind = {1: "luma (BT.601, 16 to 235)", 3: "RGB (0 to 255)"}[network.channels]
     upscaled = ", upscaled by bicubic to the output's size" if network.upscaled_input else ""
@@ -45,7 +43,7 @@ def describe(network, score=None):
         "value_range": [0, 1],
         "input": f"{kind} / 255 of the LR image{upscaled}",
         "output": f"{kind} / 255 of the SR image, not clipped",
-        **({"score": score} if score else {}),
+        "score": score,
         "torch": torch.__version__,
     }
 
@@ -101,13 +99,9 @@ def write_pt2(network, metadata):
     return buffer.getvalue()
 
 
-def read_pt2(content):
-    """The .pt2 file as a function of a tensor."""
-    return torch.export.load(io.BytesIO(content)).module()
-
-
 # By the file's ending: what makes it, what reads it, and how far its outputs may be from torch's.
-FORMATS = {".onnx": (write_onnx, read_onnx, 1e-4), ".pt2": (write_pt2, read_pt2, 1e-5)}
+FORMATS = {".onnx": (write_onnx, read_onnx, 1e-4),
+           ".pt2": (write_pt2, lambda content: torch.export.load(io.BytesIO(content)).module(), 1e-5)}
 
 
 @torch.no_grad()
@@ -116,8 +110,6 @@ def make_file(network, suffix, score=None):
 
     Raises InputError where the file cannot be made, or gives something else than torch on the sizes TRIED.
     """
-    if suffix == ".onnx":
-        need_onnx()
     write, read, tolerance = FORMATS[suffix]
     try:
         with warnings.catch_warnings():
@@ -134,9 +126,6 @@ def make_file(network, suffix, score=None):
     return content, function is not None
 
 
-# ---- what a student saves --------------------------------------------------------------------------
-
-
 def count_parameters(network):
     return sum(weight.numel() for weight in network.parameters())
 
@@ -147,7 +136,6 @@ def random_input(network, width, height):
     return torch.rand(1, network.channels, height // ratio, width // ratio)
 
 
-@torch.no_grad()
 def multiply_adds(network):
     """Multiply-adds of convolutions and matrix products for a megapixel (10^6 pixels) of output."""
     with FlopCounterMode(display=False) as counter:
@@ -155,7 +143,6 @@ def multiply_adds(network):
     return counter.get_total_flops() / 2 / output[0, 0].numel() * 1e6
 
 
-@torch.no_grad()
 def cost(network, path):
     """{column: number} of a network and the checkpoint it came from; sizes in MB (10^6 bytes), times in ms.
 
@@ -166,6 +153,7 @@ def cost(network, path):
            "checkpoint, MB": Path(path).stat().st_size / 1e6}
     content = None
     try:
+        need_onnx()
         content, _ = make_file(network, ".onnx")
         row[".onnx, MB"] = len(content) / 1e6
     except InputError as error:
@@ -180,18 +168,43 @@ def cost(network, path):
     return row
 
 
-def cost_table(teacher, student):
-    """Markdown of two costs (see cost), and of how many times less the student needs."""
+def load(args, path, role):
+    return load_network(path, role, "cpu", args.model, args.res_scale).requires_grad_(False)
+
+
+def compare(args):
+    """Print the costs of teacher and student, and how many times less the student needs."""
+    teacher, student = load(args, args.compare, "teacher"), load(args, args.student, "student")
+    print(f"{device_name(torch.device('cpu'))}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; times are "
+          f"medians for one {TIMED[0]}x{TIMED[1]} output image" + ", without bicubic" * student.upscaled_input + "\n")
+    teacher, student = cost(teacher, args.compare), cost(student, args.student)
     columns = [name for name in teacher if name in student]
     show = lambda value: f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-    rows = [["", *columns], ["---"] * (1 + len(columns)),
-            ["teacher", *(show(teacher[name]) for name in columns)],
+    rows = [["teacher", *(show(teacher[name]) for name in columns)],
             ["student", *(show(student[name]) for name in columns)],
             ["less by", *(f"{teacher[name] / student[name]:.1f}x" for name in columns)]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    print(markdown_table(["", *columns], rows), end="")
 
 
-# ---- the command -----------------------------------------------------------------------------------
+def export(args):
+    """Write the student to the file and print how good it is."""
+    path = Path(args.file)
+    if path.suffix not in FORMATS:
+        raise InputError(f"{path}: the name must end in {' or '.join(FORMATS)}")
+    if path.resolve() == Path(args.student).resolve():
+        raise InputError(f"{path}: is the student's own file")
+    if path.suffix == ".onnx":
+        need_onnx()
+    device, network = choose_device(args.device), load(args, args.student, "student")
+    validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), network.scales, device)
+    score = {"set": next(iter(validation.sets)), "protocol": validation.protocol({"student": network}),
+             "psnr": validation.psnr(network.to(device))}
+    content, checked = make_file(network.cpu(), path.suffix, score)
+    write_atomically(path, content)
+    print(f"{path}: {len(content) / 1e6:.2f} MB, {score['set']} "
+          + ", ".join(f"x{scale} {dB:.2f} dB" for scale, dB in score["psnr"].items()))
+    print(f"checked: within {FORMATS[path.suffix][2]:.0e} of torch on {len(TRIED)} batches of other sizes" if checked
+          else "not checked: onnxruntime is not installed (pip install onnxruntime)")
 
 
 def parse_arguments(argv=None):
@@ -209,47 +222,12 @@ def parse_arguments(argv=None):
     return parser.parse_args(argv)
 
 
-def load(args, path, role):
-    return load_network(path, role, "cpu", args.model, args.res_scale).requires_grad_(False)
-
-
-def compare(args):
-    """Print the table of --compare."""
-    teacher, student = load(args, args.compare, "teacher"), load(args, args.student, "student")
-    print(f"{device_name(torch.device('cpu'))}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; times are "
-          f"medians for one {TIMED[0]}x{TIMED[1]} output image" + ", without bicubic" * student.upscaled_input + "\n")
-    print(cost_table(cost(teacher, args.compare), cost(student, args.student)))
-
-
-def export(args):
-    """Write the student to the file and print how good it is."""
-    path = Path(args.file)
-    if path.suffix not in FORMATS:
-        raise InputError(f"{path}: the name must end in {' or '.join(FORMATS)}")
-    if path.resolve() == Path(args.student).resolve():
-        raise InputError(f"{path}: is the student's own file")
-    if path.suffix == ".onnx":
-        need_onnx()  # before the scoring
-    device, network = choose_device(args.device), load(args, args.student, "student")
-    sets = choose_validation(args.data_dir, args.val_dataset)
-    validation = Benchmarks(sets, network.scales, device)
-    score = {"set": next(iter(sets)), "protocol": validation.protocol({"student": network}),
-             "psnr": validation.psnr(network.to(device))}
-    content, checked = make_file(network.cpu(), path.suffix, score)
-    write_atomically(path, content)
-    print(f"{path}: {len(content) / 1e6:.2f} MB, {score['set']} "
-          + ", ".join(f"x{scale} {dB:.2f} dB" for scale, dB in score["psnr"].items()))
-    tolerance = FORMATS[path.suffix][2]
-    print(f"checked: within {tolerance:.0e} of torch on {len(TRIED)} batches of other sizes" if checked else
-          "not checked: onnxruntime is not installed (pip install onnxruntime)")
-
-
 def main(args):
     if (args.file is None) == (args.compare is None):
         raise InputError("say either which file to write, .onnx or .pt2, or with --compare which teacher to compare")
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.compare is not None:
+    if args.file is None:
         compare(args)
     else:
         export(args)

@@ -59,8 +59,7 @@ def upscale_pixels(model, pixels, scale, ensemble=False):
     colours = 3 if len(pixels) > 2 else 1
     rgb, alpha = pixels[:colours].expand(3, -1, -1), pixels[colours:]  # alpha: of no or one channel
     upscaled_alpha = imresize(alpha, scale)
-    if len(alpha):
-        rgb = _spread(rgb, alpha)
+    rgb = _spread(rgb, alpha) if len(alpha) else rgb
     if model.channels == 3:
         result = run_network(model, rgb, ensemble)
     else:
@@ -98,7 +97,7 @@ def upscale_bands(model, image, scale, device, ensemble=False):
         yield band.reshape(*band.shape[:2], *pixels.shape[2:])
 
 
-def upscale_file(model, path, output, scale, device, ensemble=False, progress=lambda pixels: None):
+def upscale_file(model, path, output, scale, device, ensemble, progress):
     """Upscale the image file `path` to the PNG `output`. progress: called with the number of pixels that are done.
 
     Raises InputError, with nothing written, where one cannot be read or the other not written.
@@ -121,24 +120,22 @@ def upscale_file(model, path, output, scale, device, ensemble=False, progress=la
         beside.unlink(missing_ok=True)
 
 
-def find_inputs(names):
-    """The image files that `names` are, or hold directly if they are folders, each once. Raises InputError."""
-    paths = []
+def choose_files(names, folder):
+    """{folder/NAME.png: path} of the image files that `names` are, or hold directly if they are folders, each once.
+
+    Raises InputError where one is no image, or two would share an output, or an output is an input or a folder.
+    """
+    paths, outputs = {}, {}
     for name in names:
         if not (name and Path(name).exists()):
             raise InputError(f"'{name}': no such image or folder")
         found = list_images(name) if Path(name).is_dir() else [Path(name)]
         if not found or found[0].suffix.lower() not in EXTENSIONS:
             raise InputError(f"{name}: no image ({', '.join(sorted(EXTENSIONS))})")
-        paths += found
-    return list({os.path.abspath(path): path for path in paths}.values())
-
-
-def choose_outputs(paths, folder):
-    """{folder/NAME.png: path}. Raises InputError where two would share an output, or it is an input or a folder."""
-    inputs, outputs = {path.resolve() for path in paths}, {}
-    for path in paths:
-        output = Path(folder) / f"{path.stem}.png"
+        paths |= {os.path.abspath(path): path for path in found}
+    inputs = {path.resolve() for path in paths.values()}
+    for path in paths.values():
+        output = Path(folder, f"{path.stem}.png")
         if output in outputs:
             raise InputError(f"--to {folder}: {outputs[output]} and {path} would both become {output}")
         if output.resolve() in inputs:
@@ -147,29 +144,6 @@ def choose_outputs(paths, folder):
             raise InputError(f"--to {folder}: {output} is a folder")
         outputs[output] = path
     return outputs
-
-
-def upscale_images(model, paths, folder, scale, device, ensemble=False):
-    """Upscale the image files `paths` by the network to folder/NAME.png.
-
-    Raises InputError: at once where a file's header or the folder is unusable; after the other images where the rest
-    of a file is.
-    """
-    outputs, failed = choose_outputs(paths, folder), []
-    total = scale**2 * sum(math.prod(open_image(path, load=False).size) for path in paths)
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InputError(f"--to {folder}: cannot be written to ({error.strerror})") from None
-    with tqdm(total=total, desc=f"x{scale}", unit="pixel", unit_scale=True, leave=False, disable=None) as bar:
-        for output, path in outputs.items():
-            try:
-                upscale_file(model, path, output, scale, device, ensemble, bar.update)
-            except InputError as error:
-                failed.append(str(error))
-    if failed:
-        raise InputError(f"{'; '.join(failed)} (of {len(paths)} images {len(paths) - len(failed)} were upscaled)")
 
 
 def parse_arguments(argv=None):
@@ -191,13 +165,26 @@ def main(args):
     device = choose_device(args.device)
     if args.threads:  # and no set_up_cpu: memory that is kept would be twice as much for large images
         torch.set_num_threads(args.threads)
-    paths = find_inputs(args.images)
+    outputs, failed = choose_files(args.images, args.to), []
     model = load_network(args.student, "student", device, args.model, args.res_scale)
-    scales = choose_scales(args.scale, model, args.student)
-    if len(scales) > 1:
+    scale, *more = scales = choose_scales(args.scale, model, args.student)
+    if more:
         raise InputError(f"--scale 0: {args.student} upscales by {', '.join(map(str, scales))}; say by which")
-    upscale_images(model, paths, args.to, scales[0], device, args.self_ensemble)
-    print(f"{len(paths)} image{'s' * (len(paths) > 1)} upscaled by {scales[0]}: {args.to}")
+    total = scale**2 * sum(math.prod(open_image(path, load=False).size) for path in outputs.values())
+    try:
+        Path(args.to).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=args.to).close()
+    except OSError as error:
+        raise InputError(f"--to {args.to}: cannot be written to ({error.strerror})") from None
+    with tqdm(total=total, desc=f"x{scale}", unit="pixel", unit_scale=True, leave=False, disable=None) as bar:
+        for output, path in outputs.items():
+            try:
+                upscale_file(model, path, output, scale, device, args.self_ensemble, bar.update)
+            except InputError as error:
+                failed.append(str(error))
+    if failed:
+        raise InputError(f"{'; '.join(failed)} (of {len(outputs)} images {len(outputs) - len(failed)} were upscaled)")
+    print(f"{len(outputs)} image{'s' * (len(outputs) > 1)} upscaled by {scale}: {args.to}")
 
 
 if __name__ == "__main__":
