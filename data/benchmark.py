@@ -22,7 +22,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm import tqdm
 
 from bicubic import imresize
-from data.images import (BUNDLED, BUNDLED_TEST, HELD_OUT, bundled_photographs, find_training_images, list_images, luma,
+from data.images import (BUNDLED, BUNDLED_TEST, HELD_OUT, bundled_photographs, held_out_images, list_images, luma,
                          read_image)
 from models.tiles import run_tiled, self_ensemble
 from utils import InputError
@@ -46,13 +46,16 @@ def set_paths(data_dir, name):
     if name == BUNDLED:
         return bundled_photographs(BUNDLED_TEST)
     if name == HELD_OUT:
-        return find_training_images(data_dir)[13::14]
+        return held_out_images(data_dir)
     layouts = (list_images(Path(data_dir, layout)) for layout in (f"benchmark/{name}/HR", f"{name}/HR", name))
     return next(filter(None, layouts), [])
 
 
 def choose_sets(data_dir, names=None):
-    """{name: image paths} of the sets "A+B+..."; by default the benchmarks found, else scikit-image's photographs."""
+    """{name: image paths} of the sets "A+B+..."; by default the benchmarks found, else scikit-image's photographs.
+
+    Raises InputError for a named set that is missing.
+    """
     if names is None:
         found = {name: paths for name in KNOWN_SETS if (paths := set_paths(data_dir, name))}
         return found or {BUNDLED: set_paths(data_dir, BUNDLED)}
@@ -86,7 +89,10 @@ def lr_path(path, scale):
 
 
 def prepare(rgb, scale, channels=1, path=None):
-    """The Pair of an image, uint8 RGB (H, W, 3), by "luma" (one channel) or "rgb" (three; LR may lie beside `path`)."""
+    """The Pair of an image, uint8 RGB (H, W, 3), under the protocol "luma" (one channel) or "rgb" (three).
+
+    path: the image's, beside which its LR image may lie. Raises InputError where that has another size.
+    """
     rows, columns = (n - n % scale for n in rgb.shape[:2])
     rgb = rgb[:rows, :columns]
     hr = luma(rgb)
@@ -100,7 +106,10 @@ def prepare(rgb, scale, channels=1, path=None):
 
 
 def score(output, hr, scale, ssim=True):
-    """{"psnr": in dB, at most HIGHEST_PSNR, "ssim": if wanted} of luma `output` against `hr`, both (H, W) in 0..255."""
+    """{"psnr": in dB, at most HIGHEST_PSNR, "ssim": if wanted} of luma `output` against `hr`, both (H, W) in 0..255.
+
+    The output is clipped, then `scale` pixels are shaved on every side.
+    """
     output, hr = (image[scale:-scale, scale:-scale] for image in (output.clip(0, 255), hr))
     with np.errstate(divide="ignore"):
         scores = {"psnr": min(float(peak_signal_noise_ratio(hr, output, data_range=255)), HIGHEST_PSNR)}
@@ -142,7 +151,10 @@ def _ahead(pool, function, items):
 
 
 class Benchmarks:
-    """Scores networks on sets of images, {name: paths}, which are read once. ensemble: see run_network."""
+    """Scores networks on sets of images, {name: paths}, which are read once.
+
+    ensemble: see run_network. Raises InputError where an image cannot be read or is too small.
+    """
 
     def __init__(self, sets, scales, device, ensemble=False):
         self.scales, self.device, self.ensemble = scales, device, ensemble

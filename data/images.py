@@ -16,7 +16,8 @@ BUNDLED = "skimage"  # the name of the photographs inside scikit-image's package
 BUNDLED_TEST = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 BUNDLED_TRAIN = ("brick.png", "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png",
                  "moon.png", "page.png", "retina.jpg")
-HELD_OUT = "held_out"  # the name of every 14th training image as a set, which then trains nothing
+HELD_OUT = "held_out"  # the name of every 14th training image as a set, on which settings are chosen
+_HELD_OUT = slice(13, None, 14)
 
 # Pillow's guards against hostile files refuse large scans and long comments: 179 megapixels, 1 MB of text.
 Image.MAX_IMAGE_PIXELS = 2**30  # it refuses twice as many
@@ -72,7 +73,10 @@ def _check_depth(image, path):
 
 
 def read_image(path):
-    """The image at `path` as uint8 RGB (H, W, 3); grey becomes R = G = B, alpha is dropped. Raises InputError."""
+    """The image at `path` as uint8 RGB (H, W, 3); grey becomes R = G = B, alpha is dropped.
+
+    Raises InputError, which names the path, where the file is no image or has more than 8 bits.
+    """
     image = open_image(path)
     if image.mode.startswith("I"):
         raise InputError(f"{path}: has more than 8 bits a channel; convert it to 8")
@@ -80,7 +84,10 @@ def read_image(path):
 
 
 def find_training_images(data_dir, without_held_out=False):
-    """Paths of the training images: of data_dir/train291, else data_dir, or for "skimage" the bundled ones."""
+    """Paths of the training images: of data_dir/train291, else data_dir, or for "skimage" the bundled ones.
+
+    without_held_out: but for those of the set HELD_OUT. Raises InputError where there are none.
+    """
     if str(data_dir) == BUNDLED:
         return bundled_photographs(BUNDLED_TRAIN)
     paths = list_images(Path(data_dir) / "train291") or list_images(data_dir)
@@ -88,8 +95,13 @@ def find_training_images(data_dir, without_held_out=False):
         raise InputError(f"{data_dir}: no training images there or in {data_dir}/train291; to fetch them: "
                          f"python -m data.download train291 --to {data_dir}")
     if without_held_out:
-        del paths[13::14]
+        del paths[_HELD_OUT]
     return paths
+
+
+def held_out_images(data_dir):
+    """Paths of the set HELD_OUT: twenty of the 291 images; empty where there are fewer than 14."""
+    return find_training_images(data_dir)[_HELD_OUT]
 
 
 def luma(rgb):

@@ -32,6 +32,7 @@ class TrainingPatches:
     paths: image files; those smaller than a patch are left out, which is told. scales: drawn at random for each patch;
     a single one where the network upscales. patch_size: of HR, in pixels, then a multiple of the scale. channels: 1
     (luma) or 3 (RGB). upscaled_input: the network's input has the HR size. disable: tqdm's, and of what is told.
+    Raises InputError on an image that is unreadable, and where none is left.
     """
 
     def __init__(self, paths, scales, patch_size, seed, device="cpu", channels=1, upscaled_input=True, disable=None):

@@ -194,7 +194,7 @@ def export(args):
     if path.resolve() == Path(args.student).resolve():
         raise InputError(f"{path}: is the student's own file")
     if path.suffix == ".onnx":
-        need_onnx()
+        need_onnx()  # before the scoring
     device, network = choose_device(args.device), load(args, args.student, "student")
     validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), network.scales, device)
     score = {"set": next(iter(validation.sets)), "protocol": validation.protocol({"student": network}),
