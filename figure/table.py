@@ -33,7 +33,7 @@ TABLE2 = {  # what the row has, the paper's PSNR on Set5 x2
     "m1": ("M1: noise", "34.38"), "m2": ("M2: reconstruction loss", "37.05"),
     "dfad": ("DFAD: adversarial loss", "36.23"), "m3": ("M3: both losses", "37.09"),
     "m4": ("M4: adversarial loss, in stages", "36.12"), "ours": ("Ours: both losses, in stages", "37.20"),
-    "untrained": ("a generator that does not learn", ""),
+    "untrained": ("a generator that does not learn", ""), "untrained_stages": ("the same, in stages", ""),
 }
 MISSING = "not measured"
 CELLS = "PSNR (dB) / SSIM, on luma: in every cell ours, the paper's, the difference."
