@@ -1,6 +1,7 @@
 """--model: a network that this project does not have, from a file of one's own: the README's ESPCN and odder ones."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -10,11 +11,10 @@ import torch
 import distillation
 import models
 from models.custom import custom_network
-from tests.helpers import assert_refused, read, student_flags
+from tests.helpers import ROOT, assert_refused, read, student_flags
 from utils import InputError, save_model
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-ESPCN = re.search(r"```python\n(# espcn.py.*?)```", README, re.S)[1]
+ESPCN = re.search(r"```python\n(# espcn.py.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
 FLAGS = ("--model=espcn.py", "--pretrained=espcn.pth")
 ODD = """from __future__ import annotations
 from dataclasses import dataclass
@@ -56,24 +56,19 @@ def student():
 """
 
 
-def write(folder, old="", new="", name="espcn.py"):
+def write(folder, old, new):
     """The README's espcn.py with `new` in the place of `old`."""
     assert old in ESPCN
-    (folder / name).write_text(ESPCN.replace(old, new) if old else ESPCN)
-    return folder / name
-
-
-def write_with_teacher(folder, old="", new=""):
-    """And a teacher's weights, as DataParallel has them."""
-    torch.manual_seed(0)
-    weights = custom_network(write(folder, old, new), "teacher").state_dict()
-    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}, folder / "espcn.pth")
+    (folder / "espcn.py").write_text(ESPCN.replace(old, new))
+    return folder / "espcn.py"
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_espcn_is_distilled_resumed_and_scored(run, images, tmp_path, channels):
+def test_espcn_is_distilled_resumed_and_scored(run, images, tiny_teacher, tmp_path, channels):
     """The loss falls, a resumed run ends bit for bit as the whole one, and its file is scored again."""
-    write_with_teacher(tmp_path, "channels = 3", f"channels = {channels}")
+    torch.manual_seed(0)
+    weights = custom_network(write(tmp_path, "channels = 3", f"channels = {channels}"), "teacher").state_dict()
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}, tmp_path / "espcn.pth")
     flags = (*student_flags(images, "espcn.pth"), *FLAGS, "--optimizer=adam", "--iter=10", "--lr=3e-3")
     first = run(distillation, *flags, "--save_dir=a")
     assert first.returncode == 0, first.stderr
@@ -90,20 +85,19 @@ def test_espcn_is_distilled_resumed_and_scored(run, images, tmp_path, channels):
     again = run(distillation, "--test_only", *FLAGS, "--student=student.pth", "--data_dir", images, "--data_test=Set5",
                 "--save_dir=c", "--device=cpu")
     assert again.returncode == 0, again.stderr
-    scores = tmp_path / "c/results.json"
-    assert f'"psnr": {results["results"]["Set5"]["3"]["student"]["psnr"]}' in scores.read_text()
+    assert read(tmp_path / "a")[0]["results"] == json.loads((tmp_path / "c/results.json").read_text())["results"]
     assert_refused(run(distillation, "--pretrained=student.pth", "--data_dir", images), "student.pth", "--model")
 
-
-def test_flags_and_files_that_do_not_go_with_it(run, images, tiny_teacher, tmp_path):
-    write_with_teacher(tmp_path)
-    flags = student_flags(images, "espcn.pth")
-    assert_refused(run(distillation, *flags, "--model=nowhere.py"), "nowhere.py", "no such file")
-    assert_refused(run(distillation, *flags, "--model=espcn.py", "--inc_num=2", "--inc_step=1"), "--inc_num 2")
-    assert_refused(run(distillation, *flags, "--model=espcn.py", "--scale=2"), "--scale 2", "espcn.pth")
-    assert_refused(run(distillation, *flags, "--model=espcn.py", "--pretrained", tiny_teacher), "layers.0.weight")
-    frozen = write(tmp_path, "return ESPCN(32)", "return ESPCN(32).requires_grad_(False)", "frozen.py")
-    assert_refused(run(distillation, *flags, f"--model={frozen}"), "frozen.py: student() has no parameter that learns")
+    flags = (*flags, "--save_dir=d")
+    text = (tmp_path / "espcn.py").read_text()
+    (tmp_path / "frozen.py").write_text(text.replace("return ESPCN(32)", "return ESPCN(32).requires_grad_(False)"))
+    for more, *words in (
+        (["--model=nowhere.py"], "nowhere.py", "no such file"), (["--inc_num=2", "--inc_step=1"], "--inc_num 2"),
+        (["--scale=2"], "--scale 2", "espcn.pth"), (["--pretrained", tiny_teacher], "layers.0.weight"),
+        (["--student_init=teacher"], "--student_init teacher: a network of --model", "use --student_init=random"),
+        (["--pretrained=espcn.pth", "--model=frozen.py"], "frozen.py: student() has no parameter that learns"),
+    ):
+        assert_refused(run(distillation, *flags, *more), *words)
 
 
 @pytest.mark.parametrize("old, new, words", [

@@ -14,20 +14,14 @@ from data.images import find_training_images, luma, read_image
 from data.patches import TrainingPatches
 from data.table import format_table, paper_scores
 from models import EDSR, VDSR
+from tests.helpers import pixels
 from utils import InputError
 
 
-def save(path, pixels):
+def save(path, image):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(path)
+    Image.fromarray(np.asarray(image, dtype=np.uint8)).save(path)
     return path
-
-
-def random_pixels(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape)
-
-
-# ---- training patches ------------------------------------------------------------------------------
 
 
 def where(patch, image):
@@ -44,11 +38,11 @@ def where(patch, image):
 @pytest.mark.parametrize("scale", [2, 3])
 @pytest.mark.parametrize("upscaled, channels", [(True, 1), (False, 3)], ids=["vdsr", "edsr"])
 def test_patches_are_corresponding_parts_of_hr_and_input(tmp_path, upscaled, channels, scale):
-    path = save(tmp_path / "a.png", random_pixels(29, 31, 3))
+    path = save(tmp_path / "a.png", pixels(29, 31))
     ratio = 1 if upscaled else scale
     patches = TrainingPatches([path], (scale,), 12, seed=3, channels=channels, upscaled_input=upscaled)
-    rgb = torch.from_numpy(read_image(path)).permute(2, 0, 1)  # which stays bytes throughout
-    full = torch.from_numpy(luma(read_image(path)))[None] / 255 if upscaled else rgb
+    rgb = read_image(path)
+    full = torch.from_numpy(luma(rgb))[None] / 255 if upscaled else torch.from_numpy(rgb).permute(2, 0, 1)  # bytes
     unit = lambda image: image.clamp(0, 1).float() if upscaled else image.float() / 255
     versions = []
     for size in (1, 0.7, 0.5):
@@ -83,7 +77,7 @@ def test_patches_depend_on_seed_and_step_alone(images):
 
 def test_scales_are_mixed_in_a_batch(tmp_path):
     """On a white-noise image the input's distance from HR tells the scale; all three must occur."""
-    path = save(tmp_path / "a.png", random_pixels(60, 60, 3))
+    path = save(tmp_path / "a.png", pixels(60, 60))
 
     def errors(*scales):
         inputs, hrs = TrainingPatches([path], scales, 24, 1).batch(0, 64)
@@ -93,32 +87,25 @@ def test_scales_are_mixed_in_a_batch(tmp_path):
     assert set((errors(2, 3, 4)[:, None] - means).abs().argmin(dim=1).tolist()) == {0, 1, 2}
 
 
-def test_no_image_is_there_or_large_enough(tmp_path):
+def test_images_smaller_than_a_patch_are_left_out(tmp_path, capsys):
+    """The patches are those of the others alone, of which there must be one."""
     with pytest.raises(InputError, match="no training images .*train291"):
         find_training_images(tmp_path)
-    path = save(tmp_path / "small.png", random_pixels(20, 20, 3))
+    path = save(tmp_path / "small.png", pixels(20, 20))
     assert find_training_images(tmp_path) == [path]
     for scale, size in ((2, 48), (3, 20)):  # the second when cropped to 18
         with pytest.raises(InputError, match=f"no image is large enough for patches of {size}x{size}"):
             TrainingPatches([path], (scale,), size, 1)
-
-
-def test_images_smaller_than_a_patch_are_left_out(tmp_path, capsys):
-    """As some of the 291 are for the patches of EDSR; the patches are those of the others alone."""
-    large = save(tmp_path / "large.png", random_pixels(60, 50, 3))
-    small = save(tmp_path / "small.png", random_pixels(47, 60, 3))
-    patches, others = (TrainingPatches(paths, (2,), 48, 1).batch(0, 4) for paths in ([large, small], [large]))
-    assert all(torch.equal(a, b) for a, b in zip(patches, others))
+    large = save(tmp_path / "large.png", pixels(60, 50))
+    some, others = (TrainingPatches(paths, (2,), 48, 1).batch(0, 4) for paths in ([large, path], [large]))
+    assert all(torch.equal(a, b) for a, b in zip(some, others))
     assert capsys.readouterr().out == "1 of 2 training images are left out, smaller than 48x48\n"
-
-
-# ---- benchmarks ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["benchmark/Set5/HR", "Set5/HR", "Set5"])
 def test_every_layout_is_found(tmp_path, layout):
     for name in ("b.png", "a.bmp"):
-        save(tmp_path / layout / name, random_pixels(30, 30, 3))
+        save(tmp_path / layout / name, pixels(30, 30))
     (tmp_path / layout / "._a.bmp").touch()
     for sets in (choose_sets(tmp_path), choose_validation(tmp_path), choose_sets(tmp_path, "Set5+")):
         assert sets == {"Set5": [tmp_path / layout / "a.bmp", tmp_path / layout / "b.png"]}
@@ -133,6 +120,9 @@ def test_a_missing_set_is_an_error_only_when_asked_for(tmp_path):
         choose_validation(tmp_path, "Set5+skimage")
     assert list(choose_sets(tmp_path)) == list(choose_validation(tmp_path)) == [BUNDLED]
     assert len(choose_sets(tmp_path)[BUNDLED]) == 6
+    save(tmp_path / "Set5" / "tiny.png", pixels(14, 40))
+    with pytest.raises(InputError, match="tiny.png: 40x14 is too small to score at x4; the least is 23x23"):
+        Benchmarks(choose_sets(tmp_path), (2, 4), "cpu")
 
 
 def test_the_held_out_images_are_twenty_of_291_and_not_trained_on(tmp_path):
@@ -145,14 +135,8 @@ def test_the_held_out_images_are_twenty_of_291_and_not_trained_on(tmp_path):
     assert sorted(held_out + trained) == find_training_images(tmp_path) and len(trained) == 271
 
 
-def test_an_image_too_small_to_score_is_named(tmp_path):
-    save(tmp_path / "Set5" / "tiny.png", random_pixels(14, 40, 3))
-    with pytest.raises(InputError, match="tiny.png: 40x14 is too small to score at x4; the least is 23x23"):
-        Benchmarks(choose_sets(tmp_path), (2, 4), "cpu")
-
-
 def test_prepare_follows_both_protocols():
-    rgb = random_pixels(31, 26, 3).astype(np.uint8)
+    rgb = pixels(31, 26)
     pair = prepare(rgb, 3)
     assert pair.hr.shape == (30, 24) and pair.lr.shape == (1, 10, 8) and pair.bicubic.shape == (1, 30, 24)
     np.testing.assert_array_equal(pair.hr, luma(rgb[:30, :24]))
@@ -163,7 +147,8 @@ def test_prepare_follows_both_protocols():
     assert pair.hr.shape == (30, 26) and torch.equal(pair.lr, lr.double())
 
 
-def test_score_clips_shaves_and_has_peak_255():
+def test_scores_by_hand():
+    """PSNR clips, shaves and has peak 255; SSIM is Wang's, here of one window, without sample covariance."""
     hr = np.full((30, 30), 100.0)
     hr[15, 15] = 250
     output = hr + 5
@@ -172,10 +157,7 @@ def test_score_clips_shaves_and_has_peak_255():
     assert score(output, hr, 3)["psnr"] == pytest.approx(20 * np.log10(255 / 5), abs=1e-12)
     assert score(hr, hr, 3) == {"psnr": 100.0, "ssim": 1.0}  # which JSON can hold
 
-
-def test_ssim_is_wangs():
-    """A hand-made SSIM of one 11x11 window: Gaussian of sigma 1.5, K = 0.01, 0.03, no sample covariance."""
-    a, b = random_pixels(15, 15, seed=1).astype(float), random_pixels(15, 15, seed=2).astype(float)
+    a, b = pixels(15, 30, 1)[..., 0].astype(float).reshape(2, 15, 15)
     g = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
     window = np.outer(g, g) / g.sum() ** 2
     x, y = a[2:13, 2:13], b[2:13, 2:13]
@@ -188,7 +170,7 @@ def test_ssim_is_wangs():
 
 @pytest.mark.parametrize("model", [VDSR(1, 2), EDSR(1, 2, scale=2)], ids=["vdsr", "edsr"])
 def test_upscale_gives_the_networks_luma(model):
-    pair = prepare(random_pixels(24, 26, 3).astype(np.uint8), 2, model.channels)
+    pair = prepare(pixels(24, 26), 2, model.channels)
     output = upscale(model, pair, "cpu")
     assert output.shape == pair.hr.shape == (24, 26)
     x = (pair.bicubic if model.upscaled_input else pair.lr).float() / 255
@@ -233,15 +215,15 @@ def test_scores_are_those_of_their_set_and_scale(images):
 
 def test_lr_images_of_the_benchmark_serve_where_they_are_there(tmp_path):
     """Of EDSR's layout: a grey LR image in the place of the true one makes bicubic's output grey."""
-    folder, pixels = tmp_path / "benchmark/Set5", random_pixels(48, 50, 3)
+    folder, image = tmp_path / "benchmark/Set5", pixels(48, 50)
     for name in "ab":
-        save(folder / f"HR/{name}.png", pixels)
+        save(folder / f"HR/{name}.png", image)
     model = {"m": EDSR(1, 2, scale=2)}
     benchmarks = Benchmarks(choose_sets(tmp_path, "Set5"), (2,), torch.device("cpu"))
     made = benchmarks.scores(model)["Set5"]["2"]["bicubic"]["psnr"]
     assert "LR made by bicubic" in benchmarks.protocol(model)
     save(folder / "LR_bicubic/X2/ax2.png", np.full((24, 25, 3), 128))
-    grey = score(luma(np.full((48, 50, 3), 128)), luma(pixels.astype(np.uint8)), 2)["psnr"]
+    grey = score(luma(np.full((48, 50, 3), 128)), luma(image), 2)["psnr"]
     read = benchmarks.scores(model)["Set5"]["2"]["bicubic"]["psnr"]
     assert read == pytest.approx((made + grey) / 2, abs=1e-6) and abs(made - grey) > 0.1
     assert "LR from LR_bicubic where it is there" in benchmarks.protocol(model)

@@ -1,7 +1,5 @@
 """A student that starts from its teacher: exact at full width, near at others, whatever the teacher's channels do."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -9,16 +7,11 @@ from data.sources import start_images
 from models import EDSR, VDSR, build_model
 from models.from_teacher import Places, encoding, fit, keep_channels, normal_matrix, student_from_teacher
 from models.load import load_model
-from models.pair import check_start
-from utils import InputError
+from tests.helpers import ROOT
 
+pytestmark = pytest.mark.usefixtures("few_places")
 TEACHERS = {"vdsr": lambda: VDSR(4, 8), **{f"edsr x{scale}": lambda scale=scale: EDSR(2, 8, scale, res_scale=0.5)
                                           for scale in (2, 3, 4)}}
-
-
-@pytest.fixture(autouse=True)
-def few_places(monkeypatch):
-    monkeypatch.setattr("models.from_teacher.ROWS", 4000)
 
 
 def made(name):
@@ -58,17 +51,10 @@ def test_any_width_is_nearer_than_at_random(name, n_feats, factor):
 
 def test_a_trained_teachers_half_is_near_it():
     """The demo's teacher, on images that the fit has not seen."""
-    teacher = load_model(Path(__file__).parent.parent / "models" / "demo_teacher.pth")
+    teacher = load_model(ROOT / "models/demo_teacher.pth")
     student = student_from_teacher(teacher, start_images((2, 3, 4), 48, 1, True, 1, count=64), 16)
     x = start_images((2, 3, 4), 48, 1, True, 2, count=32)
     assert error(student, teacher, x) < 0.6 and error(build_model(student.config), teacher, x) > 10
-
-
-def test_the_seed_makes_the_student():
-    teacher, images = made("vdsr")
-    one, same, other = (student_from_teacher(teacher, images, 4, seed).state_dict() for seed in (1, 1, 2))
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not torch.equal(one["body.1.weight"], other["body.1.weight"])
 
 
 @pytest.mark.parametrize("name, n_feats, least, most", [
@@ -86,17 +72,12 @@ def test_dead_channels_are_no_harm(name, n_feats, least, most):
     assert least <= error(student, teacher, images) < most
 
 
-@pytest.mark.parametrize("config, inc_num, why", [
-    ({"n_resblocks": 3}, 1, "depth is not the teacher's"), ({"n_feats": 9}, 1, "wider than the teacher"),
-    ({"arch": "own"}, 1, "not known layer by layer"), ({}, 2, "--inc_num above 1")])
-def test_other_students_start_at_random(config, inc_num, why):
-    teacher = VDSR(4, 8)
-    with pytest.raises(InputError, match=f"{why}.*--student_init=random"):
-        check_start(teacher, {**teacher.config, **config}, inc_num)
-
-
-def test_other_widths_and_architectures_are_refused():
+def test_the_seed_makes_the_student():
+    """Where there is one: not of other widths and architectures."""
     teacher, images = made("vdsr")
+    one, same, other = (student_from_teacher(teacher, images, 4, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["body.1.weight"], other["body.1.weight"])
     for n_feats in (0, 9):
         with pytest.raises(ValueError, match=f"no student of {n_feats} channels"):
             student_from_teacher(teacher, images, n_feats)
@@ -104,9 +85,6 @@ def test_other_widths_and_architectures_are_refused():
     own.config = {"arch": "own"}
     with pytest.raises(ValueError, match="own"):
         student_from_teacher(own, images, 1)
-
-
-# ---- the parts -------------------------------------------------------------------------------------
 
 
 def test_places_are_patches():

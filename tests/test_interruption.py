@@ -18,7 +18,8 @@ from models.load import load_model
 from tests.helpers import (assert_refused, assert_same_run, but_times, contents, die_at, finish, read, start,
                            student_flags, teacher_flags)
 
-MUON = "--source=dead_leaves --student_init=teacher --optimizer=muon --schedule=trapezoid --loss_type=L1 --bank=40"
+MUON = "--source=dead_leaves --student_init=teacher --optimizer=muon --schedule=trapezoid --loss_type=L1 --bank=40"\
+    " --precision=fp16"
 STAGES = "--inc_num=2 --inc_step=1 --optimizer=muon --schedule=cosine --lr_G=0.01"
 EDSR_TEACHER = "--arch=edsr_baseline --optimizer=adam --schedule=cosine --precision=bf16"
 
