@@ -59,8 +59,7 @@ ARCHIVES = {
     download.DIV2K: zipped(numbered("DIV2K_train_HR/{}.png", 800)),
     download.TEACHER: WEIGHTS,
     **{download.SUPER_IMAGE.format(name): gzip.compress(tarred(numbered(f"{name}_HR/{{}}.png", count)))
-       for name, count in (("Set5", 5), ("Set14", 14), ("BSD100", 100), ("Urban100", 100))},
-}
+       for name, count in (("Set5", 5), ("Set14", 14), ("BSD100", 100), ("Urban100", 100))}}
 
 
 class Home(BaseHTTPRequestHandler):

@@ -64,27 +64,25 @@ def write(folder, old, new):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_espcn_is_distilled_resumed_and_scored(run, images, tiny_teacher, tmp_path, channels):
+def test_espcn_is_distilled_resumed_and_scored(run, done, images, tiny_teacher, tmp_path, channels):
     """The loss falls, a resumed run ends bit for bit as the whole one, and its file is scored again."""
     torch.manual_seed(0)
     weights = custom_network(write(tmp_path, "channels = 3", f"channels = {channels}"), "teacher").state_dict()
     torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}, tmp_path / "espcn.pth")
     flags = (*student_flags(images, "espcn.pth"), *FLAGS, "--optimizer=adam", "--iter=10", "--lr=3e-3")
-    first = run(distillation, *flags, "--save_dir=a")
-    assert first.returncode == 0, first.stderr
+    done(distillation, *flags, "--save_dir=a")
     results, metrics = read(tmp_path / "a")
     assert metrics[1]["student"] < 0.8 * metrics[0]["student"]
     assert ("EDSR's protocol" if channels == 3 else "Table 1's protocol") in results["protocol"]
 
     part = (*flags, "--save_dir=b", "--output=b.pth")
-    assert run(distillation, *part, "--nEpochs=1").returncode == 0
-    assert run(distillation, *part, "--resume=auto").returncode == 0
+    done(distillation, *part, "--nEpochs=1")
+    done(distillation, *part, "--resume=auto")
     a, b = (torch.load(name, weights_only=True)["state_dict"] for name in ("student.pth", "b.pth"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
-    again = run(distillation, "--test_only", *FLAGS, "--student=student.pth", "--data_dir", images, "--data_test=Set5",
+    done(distillation, "--test_only", *FLAGS, "--student=student.pth", "--data_dir", images, "--data_test=Set5",
                 "--save_dir=c", "--device=cpu")
-    assert again.returncode == 0, again.stderr
     assert read(tmp_path / "a")[0]["results"] == json.loads((tmp_path / "c/results.json").read_text())["results"]
     assert_refused(run(distillation, "--pretrained=student.pth", "--data_dir", images), "student.pth", "--model")
 
@@ -95,8 +93,7 @@ def test_espcn_is_distilled_resumed_and_scored(run, images, tiny_teacher, tmp_pa
         (["--model=nowhere.py"], "nowhere.py", "no such file"), (["--inc_num=2", "--inc_step=1"], "--inc_num 2"),
         (["--scale=2"], "--scale 2", "espcn.pth"), (["--pretrained", tiny_teacher], "layers.0.weight"),
         (["--student_init=teacher"], "--student_init teacher: a network of --model", "use --student_init=random"),
-        (["--pretrained=espcn.pth", "--model=frozen.py"], "frozen.py: student() has no parameter that learns"),
-    ):
+        (["--pretrained=espcn.pth", "--model=frozen.py"], "frozen.py: student() has no parameter that learns")):
         assert_refused(run(distillation, *flags, *more), *words)
 
 
@@ -110,8 +107,7 @@ def test_espcn_is_distilled_resumed_and_scored(run, images, tiny_teacher, tmp_pa
     ("def student", "def student of", "ended with SyntaxError: .* (espcn.py, line 25)"),
     ("self.layers(x)", "self.layers(x, 1)", "given (1, 3, 12, 16), ended with TypeError: .* (espcn.py, line 18)"),
     ("def student", "def pupil", "student() ended with AttributeError"),
-    ("PixelShuffle(3)", "PixelShuffle(1)", "makes (1, 27, 12, 16) of (1, 3, 12, 16), expected (1, 3, 36, 48)"),
-])
+    ("PixelShuffle(3)", "PixelShuffle(1)", "makes (1, 27, 12, 16) of (1, 3, 12, 16), expected (1, 3, 36, 48)")])
 def test_a_file_that_cannot_serve_is_refused(tmp_path, old, new, words):
     pattern = "^--model .*espcn.py: [^\n]*" + re.escape(words).replace(r"\.\*", ".*") + "[^\n]*$"
     for _ in range(2):  # it is not kept either

@@ -27,10 +27,6 @@ def networks(arch="vdsr", seed=0):
     return teacher, build_model(half_width(config))
 
 
-def learner(network, name="sgd", lr=0.1, **settings):
-    return Learner(network, make_optimizer(network, name, lr, momentum=0), **settings)
-
-
 def arguments(*flags):
     args = parse_arguments(["--batchSize=2", "--latent=5", "--input_size=32", "--lr_G=0.01", "--device=cpu", *flags])
     settle(args)
@@ -74,7 +70,7 @@ def test_generator_losses_by_hand():
 @pytest.mark.parametrize("arch", ["vdsr", "edsr"])
 @pytest.mark.parametrize("loss", [0, 1], ids=["L_R", "L_adv"])
 def test_the_generators_gradient_is_right(arch, loss):
-    """Against finite differences, in float64; it is 0 where resizing rounds."""
+    """Against finite differences, in float64."""
     teacher, student = (network.double() for network in networks(arch))
     generator = Generator(5, 8, teacher.channels).double()
     z, weight = torch.randn(2, 5, dtype=torch.float64), generator.tail[0].bias
@@ -108,9 +104,10 @@ def test_generator_step_descends_the_weighted_sum(reconw, gw):
     teacher, student = networks()
     generator, z, D = Generator(5, 8), torch.randn(2, 5), distance("MSE")
     student_before = {name: value.clone() for name, value in student.state_dict().items()}
+    G, S = Learner(generator, make_optimizer(generator, "adam", 1e-4)), Learner(student, make_optimizer(student, "sgd"))
     losses = lambda: [loss.item() for loss in generator_losses(generator, student, teacher, z, 2, D)]
     before = losses()
-    L_R, L_adv = generator_step(learner(generator, "adam", 1e-4), learner(student), teacher, z, 2, D, reconw, gw)
+    L_R, L_adv = generator_step(G, S, teacher, z, 2, D, reconw, gw)
     assert [L_R * 2 * 8 * 8, L_adv] == pytest.approx(before, rel=1e-5)
     assert sum(w * (now - old) for w, now, old in zip((reconw, gw), losses(), before)) < 0
     assert all(torch.equal(v, student_before[k]) for k, v in student.state_dict().items())
@@ -141,8 +138,9 @@ def images(step):
     return x, 1 - x
 
 
-def test_rounds_alternate_student_and_generator_steps(logged):
-    """Of the scale drawn, whose generator alone moves; the run has the rounds' mean losses."""
+def test_rounds_alternate_student_and_generator_steps(logged, monkeypatch, tmp_path):
+    """Of the scale drawn, whose generator alone moves; the run has the rounds' mean losses. distil leaves no files."""
+    monkeypatch.chdir(tmp_path)
     settings = Settings(scales=(2, 3), nEpochs=1, iter=2, stu_step=3, batchSize=2, latent=5)
     teacher, student = networks()
     generators = make_generators(settings, 32, teacher, CPU)
@@ -151,7 +149,7 @@ def test_rounds_alternate_student_and_generator_steps(logged):
     run = Run(epochs=1, losses=("student", "L_R", "L_adv"),
               validate=lambda s, epoch: ends.append((list(run.means(2).values()), epoch, s.training)) or {2: 30.0})
     done = distil(teacher, student, images, settings, generators, run=run)
-    assert done is student
+    assert done is student and not list(tmp_path.iterdir())
     assert "".join(kind for kind, *_ in logged) == "SSSGSSSG" and run.steps == 6
     used = {scale for kind, _, scale, _ in logged if kind == "G"}
     assert used == {choose_scale(1, (2, 3), "generator", number) for number in range(2)}

@@ -1,11 +1,11 @@
 """Each layer imports from those below it alone, and no module, by whatever way, itself."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers import ROOT
+
 LAYERS = [("utils",), ("bicubic",), ("models",), ("data",), ("engine",), ("tools",), ("figure",),
           ("distillation", "train_teacher")]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

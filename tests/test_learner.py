@@ -46,8 +46,7 @@ def same(state, other):
 @pytest.mark.parametrize("schedule, epochs, factors", [
     ("step", (0, 9.9, 10, 25), (1, 1, 0.1, 0.01)),
     ("cosine", (0, 20, 40, 80), (1, 0.5 + 0.5**1.5, 0.5, 0)),
-    ("trapezoid", (0, 40, 60, 80, 81), (1, 1, 0.5, 0, 0)),
-])
+    ("trapezoid", (0, 40, 60, 80, 81), (1, 1, 0.5, 0, 0))])
 def test_learning_rates_fall(schedule, epochs, factors):
     assert [decay(schedule, epoch, 80) for epoch in epochs] == pytest.approx(factors, abs=1e-12)
 

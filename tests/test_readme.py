@@ -64,7 +64,7 @@ def test_a_command_is_understood(words):
 
 
 @pytest.mark.parametrize("words", RUN, ids=" ".join)
-def test_a_command_runs(run, few_places, folder, words):
+def test_a_command_runs(done, few_places, folder, words):
     script, flags = module_and_flags(words)
     args = script.parse_arguments(flags)
     torch.manual_seed(0)
@@ -81,8 +81,7 @@ def test_a_command_runs(run, few_places, folder, words):
     sizes = ["--stu_step=1", "--input_size=32", "--latent=4"]
     if script is train_teacher:
         sizes = ["--patch_size=24", *(["--n_resblocks=1", "--n_feats=4"] if not args.pretrained else [])]
-    process = run(script, *flags, *([] if args.test_only else [*SHORT, *sizes]))
-    assert process.returncode == 0, process.stderr
+    done(script, *flags, *([] if args.test_only else [*SHORT, *sizes]))
 
 
 def test_shell_scripts_are_there():

@@ -45,8 +45,7 @@ SHARED = [  # flags beside those of a tiny run, and what the line must say
     ("--resume=auto --test_only", "--test_only"), ("--batchSize=1" + 400 * "0", "--batchSize"),
     ("--align", ".py: error: unrecognized arguments: --align (--help lists the flags)"), ("--nEpoch=2", "--nEpoch"),
     ("--save_dir=/proc/nowhere", "/proc/nowhere"), ("--save_dir=/dev/null", "--save_dir"), ("--output=.", "--output"),
-    ("--output=/proc/x.pth", "--output /proc/x.pth"), ("--output=/dev/null/x.pth", "--output"),
-]
+    ("--output=/proc/x.pth", "--output /proc/x.pth"), ("--output=/dev/null/x.pth", "--output")]
 OF_TEACHER = [
     ("--n_feats=1", "--n_feats"), ("--n_resblocks=0", "--n_resblocks"), ("--patch_size=0", "--patch_size"),
     ("--patch_size=57", "no image is large enough"), ("--res_scale=0.1", "--res_scale: only an edsr"),
@@ -55,8 +54,7 @@ OF_TEACHER = [
     ("--data_dir=nowhere", "nowhere"), ("--data_dir=empty --data_test=skimage", "empty/train291"),
     ("--data_dir=nowhere --data_test=skimage", "python -m data.download train291"),
     ("--data_dir=file --data_test=skimage", "file/train291"),
-    ("--student_init=teacher", "--student_init teacher: needs --model_type=half"),
-]
+    ("--student_init=teacher", "--student_init teacher: needs --model_type=half")]
 OF_STUDENT = [
     ("--input_size=31", "--input_size 31: too small at x4; the least is 32"), ("--latent=0", "--latent"),
     ("--stu_step=0", "--stu_step"), ("--lr_G=0", "--lr_G"), ("--reconw=-1", "--reconw"), ("--gw=nan", "--gw"),
@@ -71,8 +69,7 @@ OF_STUDENT = [
     ("--bank=8 --source=dead_leaves+generator", "--bank 8: the images of generators change"),
     ("--student_init=teacher --inc_num=2 --inc_step=1", "--student_init teacher: --inc_num above 1"),
     ("--student_init=teacher --n_resblocks=5", "--student_init teacher: the student's depth is not the teacher's"),
-    ("--student_init=teacher --n_feats=5", "--student_init teacher: the student is wider than the teacher"),
-]
+    ("--student_init=teacher --n_feats=5", "--student_init teacher: the student is wider than the teacher")]
 
 
 @pytest.mark.parametrize("script, flags, word", [
