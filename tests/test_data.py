@@ -65,7 +65,7 @@ def test_patches_are_corresponding_parts_of_hr_and_input(tmp_path, upscaled, cha
     assert len(turns) >= 6 and sizes >= {0, 1}
 
 
-def test_patches_depend_on_seed_and_step_alone(images):
+def test_patches_depend_on_seed_and_step_alone(images, tmp_path):
     paths = find_training_images(images)
     one, same, other = (TrainingPatches(paths, (2, 3, 4), 16, seed) for seed in (1, 1, 2))
     one.batch(0, 4)
@@ -74,17 +74,13 @@ def test_patches_depend_on_seed_and_step_alone(images):
     assert not torch.equal(one.batch(5, 4)[1], one.batch(6, 4)[1])
     assert not torch.equal(one.batch(5, 4)[1], other.batch(5, 4)[1])
 
-
-def test_scales_are_mixed_in_a_batch(tmp_path):
-    """On a white-noise image the input's distance from HR tells the scale; all three must occur."""
-    path = save(tmp_path / "a.png", pixels(60, 60))
-
-    def errors(*scales):
+    # All scales are in a batch: of a white-noise image the input's distance from HR tells the scale.
+    path, errors = save(tmp_path / "a.png", pixels(60, 60)), []
+    for scales in ((2,), (3,), (4,), (2, 3, 4)):
         inputs, hrs = TrainingPatches([path], scales, 24, 1).batch(0, 64)
-        return (inputs - hrs).square().mean(dim=(1, 2, 3))
-
-    means = torch.stack([errors(scale).mean() for scale in (2, 3, 4)])
-    assert set((errors(2, 3, 4)[:, None] - means).abs().argmin(dim=1).tolist()) == {0, 1, 2}
+        errors.append((inputs - hrs).square().mean(dim=(1, 2, 3)))
+    means = torch.stack(errors[:3]).mean(dim=1, keepdim=True)
+    assert set((errors[3] - means).abs().argmin(dim=0).tolist()) == {0, 1, 2}
 
 
 def test_images_smaller_than_a_patch_are_left_out(tmp_path, capsys):
@@ -104,23 +100,22 @@ def test_images_smaller_than_a_patch_are_left_out(tmp_path, capsys):
 
 @pytest.mark.parametrize("layout", ["benchmark/Set5/HR", "Set5/HR", "Set5"])
 def test_every_layout_is_found(tmp_path, layout):
+    """What is missing is an error only when asked for."""
     for name in ("b.png", "a.bmp"):
         save(tmp_path / layout / name, pixels(30, 30))
     (tmp_path / layout / "._a.bmp").touch()
     for sets in (choose_sets(tmp_path), choose_validation(tmp_path), choose_sets(tmp_path, "Set5+")):
         assert sets == {"Set5": [tmp_path / layout / "a.bmp", tmp_path / layout / "b.png"]}
     assert list(choose_sets(tmp_path, " Set5 + skimage")) == ["Set5", "skimage"]
-
-
-def test_a_missing_set_is_an_error_only_when_asked_for(tmp_path):
     for name in ("Set14", "Mine", "+"):
         with pytest.raises(InputError, match=f"no images of the set {re.escape(name)}; expected .*/HR/.*download"):
             choose_sets(tmp_path, name)
     with pytest.raises(InputError, match=r"--val_dataset Set5\+skimage: one set only"):
         choose_validation(tmp_path, "Set5+skimage")
-    assert list(choose_sets(tmp_path)) == list(choose_validation(tmp_path)) == [BUNDLED]
-    assert len(choose_sets(tmp_path)[BUNDLED]) == 6
-    save(tmp_path / "Set5" / "tiny.png", pixels(14, 40))
+    nowhere = tmp_path / "nowhere"
+    assert list(choose_sets(nowhere)) == list(choose_validation(nowhere)) == [BUNDLED]
+    assert len(choose_sets(nowhere)[BUNDLED]) == 6
+    save(tmp_path / layout / "tiny.png", pixels(14, 40))
     with pytest.raises(InputError, match="tiny.png: 40x14 is too small to score at x4; the least is 23x23"):
         Benchmarks(choose_sets(tmp_path), (2, 4), "cpu")
 
@@ -133,18 +128,6 @@ def test_the_held_out_images_are_twenty_of_291_and_not_trained_on(tmp_path):
     trained = find_training_images(tmp_path, without_held_out=True)
     assert [path.stem for path in held_out] == [f"{i:03}" for i in range(13, 291, 14)] and len(held_out) == 20
     assert sorted(held_out + trained) == find_training_images(tmp_path) and len(trained) == 271
-
-
-def test_prepare_follows_both_protocols():
-    rgb = pixels(31, 26)
-    pair = prepare(rgb, 3)
-    assert pair.hr.shape == (30, 24) and pair.lr.shape == (1, 10, 8) and pair.bicubic.shape == (1, 30, 24)
-    np.testing.assert_array_equal(pair.hr, luma(rgb[:30, :24]))
-    torch.testing.assert_close(pair.lr, imresize(torch.from_numpy(pair.hr)[None], 1 / 3), rtol=0, atol=0)
-    assert (pair.bicubic != pair.bicubic.round()).any()
-    pair = prepare(rgb, 2, channels=3)
-    lr = imresize(torch.from_numpy(rgb[:30, :26].transpose(2, 0, 1).copy()), 0.5)
-    assert pair.hr.shape == (30, 26) and torch.equal(pair.lr, lr.double())
 
 
 def test_scores_by_hand():
@@ -168,17 +151,22 @@ def test_scores_by_hand():
     assert score(a, b, 2)["ssim"] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("model", [VDSR(1, 2), EDSR(1, 2, scale=2)], ids=["vdsr", "edsr"])
-def test_upscale_gives_the_networks_luma(model):
-    pair = prepare(pixels(24, 26), 2, model.channels)
-    output = upscale(model, pair, "cpu")
-    assert output.shape == pair.hr.shape == (24, 26)
-    x = (pair.bicubic if model.upscaled_input else pair.lr).float() / 255
-    expected = 255 * model(x[None])[0].detach().double()
-    if model.upscaled_input:
-        np.testing.assert_allclose(output, expected[0], atol=1e-3)
-    else:
-        np.testing.assert_allclose(output, luma(expected.round().clamp(0, 255).permute(1, 2, 0).numpy()), atol=1e-9)
+def test_each_kind_of_network_is_scored_by_its_protocol():
+    rgb, vdsr, edsr = pixels(31, 26), VDSR(1, 2), EDSR(1, 2, scale=2)
+    pair = prepare(rgb, 3)
+    assert pair.hr.shape == (30, 24) and pair.lr.shape == (1, 10, 8) and pair.bicubic.shape == (1, 30, 24)
+    np.testing.assert_array_equal(pair.hr, luma(rgb[:30, :24]))
+    torch.testing.assert_close(pair.lr, imresize(torch.from_numpy(pair.hr)[None], 1 / 3), rtol=0, atol=0)
+    assert (pair.bicubic != pair.bicubic.round()).any()
+    expected = 255 * vdsr(pair.bicubic.float()[None] / 255)[0, 0].detach()
+    np.testing.assert_allclose(upscale(vdsr, pair, "cpu"), expected, atol=1e-3)
+
+    pair = prepare(rgb, 2, channels=3)
+    lr = imresize(torch.from_numpy(rgb[:30, :26].transpose(2, 0, 1).copy()), 0.5)
+    assert pair.hr.shape == (30, 26) and torch.equal(pair.lr, lr.double())
+    expected = 255 * edsr(pair.lr.float()[None] / 255)[0].detach().double()
+    expected = luma(expected.round().clamp(0, 255).permute(1, 2, 0).numpy())
+    np.testing.assert_allclose(upscale(edsr, pair, "cpu"), expected, atol=1e-9)
 
 
 def test_table_shows_the_papers_figures_beside_ours():

@@ -60,20 +60,14 @@ def test_an_edge_is_a_ramp_of_its_width(width):
     wide = strip(100.0, x=-100.0, width=width)
     expected = torch.tensor([0.5 - x / width for x in (-2.5, -1.5, -0.5, 0.5, 1.5, 2.5)]).clamp(0, 1)
     torch.testing.assert_close(cover(wide, wide, size=6), expected.expand(6, 6), atol=0.01, rtol=0)
-
-
-def test_a_negative_width_is_the_outside():
+    # A negative width is the outside: here of a hole in a disc, at 0, 3, 6, 7 and 11 from their centre.
     ring = cover(disc(8.0, 0.0, 0.0), disc(5.0, 0.0, 0.0, width=-1.0), size=33)
     assert ring.sum().item() == pytest.approx(math.pi * (64 - 25), rel=0.01)
-    assert ring[16, [16, 13, 22, 23, 27]].tolist() == [0, 0, 1, 1, 0]  # 0, 3, 6, 7 and 11 from the centre
-
-
-def test_a_leaf_hides_those_behind_it():
+    assert ring[16, [16, 13, 22, 23, 27]].tolist() == [0, 0, 1, 1, 0]
+    # A leaf hides those behind it: 0.9 over all; 0.5 over the background; half of 0.9 over half of 0.5 over 0.1; 0.1.
     paint = torch.tensor([0.1, 0.5, 0.9])[None, :, None, None, None].expand(1, 3, 1, 1, 4)
-    cover = torch.tensor([[1.0, 1.0, 0.5, 0.0], [1.0, 0.0, 0.5, 0.0]])[None, :, None]
-    # 0.9 over all; 0.5 over the background; half of 0.9 over half of 0.5 over 0.1; the background
-    expected = torch.tensor([0.9, 0.5, 0.6, 0.1])
-    torch.testing.assert_close(paint_over(paint, cover)[0, 0, 0], expected)
+    covered = torch.tensor([[1.0, 1.0, 0.5, 0.0], [1.0, 0.0, 0.5, 0.0]])[None, :, None]
+    torch.testing.assert_close(paint_over(paint, covered)[0, 0, 0], torch.tensor([0.9, 0.5, 0.6, 0.1]))
 
 
 def test_every_kind_of_leaf_is_what_it_is_called(monkeypatch):
@@ -128,8 +122,8 @@ def spectrum_slope(images):
     return np.polyfit(np.log(rings), [math.log(power[ring == k].mean()) for k in rings], 1)[0]
 
 
-@pytest.mark.parametrize("slope", [0.5, 1.5])
-def test_noise_has_the_slope_asked_for(slope, monkeypatch):
+@pytest.mark.parametrize("slope, period", [(0.5, 8.0), (1.5, 8.0)])
+def test_textures_have_the_slope_and_period_asked_for(slope, period, monkeypatch):
     monkeypatch.setattr(leaves, "SLOPE", (slope, slope))
     fields = leaves.noise(200, 48, random_stream(1), "cpu")
     assert fields.shape == (200, 2, 48, 48)
@@ -137,17 +131,14 @@ def test_noise_has_the_slope_asked_for(slope, monkeypatch):
     torch.testing.assert_close(fields.square().mean(dim=(-2, -1)), torch.ones(200, 2))
     assert spectrum_slope(fields) == pytest.approx(-2 * slope, abs=0.3)
 
-
-def test_stripes_have_the_period_asked_for(monkeypatch):
-    monkeypatch.setattr(leaves, "PERIOD", (8.0, 8.0))
+    monkeypatch.setattr(leaves, "PERIOD", (period, period))
     stripes, crossed = leaves.patterns(50, 64, random_stream(1), "cpu").unbind(1)
     for field in (stripes, crossed):
         assert -1 <= field.min() < -0.9 and 0.9 < field.max() <= 1
-    power = torch.fft.fft2(stripes - stripes.mean(dim=(-2, -1), keepdim=True)).abs()
-    peak = power.flatten(1).argmax(dim=1)
+    peak = torch.fft.fft2(stripes - stripes.mean(dim=(-2, -1), keepdim=True)).abs().flatten(1).argmax(dim=1)
     f = torch.fft.fftfreq(64)
     frequency = (f[peak // 64] ** 2 + f[peak % 64] ** 2).sqrt()
-    assert (frequency - 1 / 8).abs().max() < 1 / 64
+    assert (frequency - 1 / period).abs().max() < 1 / 64
     assert f[peak % 64].std() > 0.05  # in many directions
 
 

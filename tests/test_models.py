@@ -7,11 +7,8 @@ import torch.nn.functional as F
 from models import EDSR, VDSR, Generator, build_model, half_width
 
 
-def count(model):
-    return sum(p.numel() for p in model.parameters())
-
-
 def test_parameter_counts_are_the_published_ones():
+    count = lambda model: sum(parameter.numel() for parameter in model.parameters())
     assert count(VDSR()) == 664_704
     assert count(build_model(half_width(VDSR().config))) == 18 * 32 * 32 * 9 + 2 * 32 * 9 == 166_464
     assert count(EDSR(16, 64, scale=2)) == 1_369_859
@@ -29,14 +26,9 @@ def test_vdsr_adds_the_network_to_its_input():
     assert torch.equal(model(x), x)
     model.body[0].weight.data[0, 0, 1, 1] = 3.0  # head 1; body 3; tail 15
     assert torch.equal(model(x), torch.tensor([[[[15.5, -0.25]]]]))
-
-
-def test_vdsr_initial_weights():
     torch.manual_seed(0)
-    model = VDSR()
-    assert model.body[3].weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
-    assert model.head.weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.1)
-    assert all("bias" not in name for name, _ in model.named_parameters())
+    for conv, error in ((VDSR().body[3], 0.02), (VDSR().head, 0.1)):  # as initialised
+        assert conv.weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=error) and conv.bias is None
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 
-from engine import parallel
 from models.load import load_model
 from tests.helpers import ROOT, die_at, finish, read, start, student_flags, teacher_flags
 
@@ -37,15 +36,6 @@ def assert_close(a, b, tolerance=1e-5):
     a, b = load_model(a).state_dict(), load_model(b).state_dict()
     for name in a:
         assert (a[name] - b[name]).abs().max() < tolerance, name
-
-
-def test_shares_make_the_whole(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    parts = []
-    for rank in range(3):
-        monkeypatch.setenv("RANK", str(rank))
-        parts.append([*range(9)[parallel.share(9)]])
-    assert parts == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
 
 
 @pytest.mark.parametrize("count, script, flags", [
@@ -80,18 +70,16 @@ def test_processes_stop_and_go_on_together(images, tiny_teacher, tmp_path):
 
 
 def test_a_process_that_dies_ends_the_others(images, tiny_teacher, tmp_path):
-    codes = run_all(2, "distillation", student_flags(images, tiny_teacher), tmp_path, {1: (4, signal.SIGKILL)})
-    assert codes == [4, -signal.SIGKILL]
-    (line,) = [line for line in (tmp_path / "0/stderr").read_text().splitlines() if "error" in line]
-    assert "another process of the run is gone" in line and "--resume=auto" in line
-
-
-def test_a_batch_is_shared_out_equally(images, tiny_teacher, tmp_path):
-    assert run_all(2, "distillation", (*student_flags(images, tiny_teacher), "--batchSize=3"), tmp_path) == [2, 2]
+    """And a batch that cannot be shared out equally ends all."""
+    flags = student_flags(images, tiny_teacher)
+    assert run_all(2, "distillation", (*flags, "--batchSize=3"), tmp_path) == [2, 2]
     for rank in "01":
         assert (f"distillation.py (process {rank}): error: --batchSize 3: is no multiple of the 2 processes"
                 in (tmp_path / rank / "stderr").read_text())
     assert not (tmp_path / "runs").exists()
+    assert run_all(2, "distillation", flags, tmp_path, {1: (4, signal.SIGKILL)}) == [4, -signal.SIGKILL]
+    (line,) = [line for line in (tmp_path / "0/stderr").read_text().splitlines() if "error" in line]
+    assert "another process of the run is gone" in line and "--resume=auto" in line
 
 
 def test_torchrun(images, tmp_path):

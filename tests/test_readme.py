@@ -52,11 +52,6 @@ def folder(tmp_path, images):
     return tmp_path
 
 
-def test_there_are_the_commands_that_are_looked_for():
-    assert len(PYTHON) > 20 and len(RUN) > 10
-    assert any("--demo" in words for words in PYTHON) and any(words[0] == "torchrun" for words in PYTHON)
-
-
 @pytest.mark.parametrize("words", PYTHON, ids=" ".join)
 def test_a_command_is_understood(words):
     module, flags = module_and_flags(words)
@@ -84,11 +79,6 @@ def test_a_command_runs(done, few_places, folder, words):
     done(script, *flags, *([] if args.test_only else [*SHORT, *sizes]))
 
 
-def test_shell_scripts_are_there():
-    for script, *_ in (words for words in commands() if words[0].endswith(".sh")):
-        assert subprocess.run(["bash", "-n", ROOT / script]).returncode == 0 and (ROOT / script).stat().st_mode & 0o100
-
-
 def test_every_flag_that_is_named_is_a_flag(capsys):
     known = set(OTHERS)
     for name in {module_and_flags(words)[0] for words in PYTHON}:
@@ -99,10 +89,14 @@ def test_every_flag_that_is_named_is_a_flag(capsys):
         assert set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", text)) <= known, path
 
 
-def test_what_is_linked_and_laid_out_is_there():
+def test_what_is_linked_laid_out_and_called_is_there():
     for path, text in TEXTS.items():
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (path.parent / target).exists(), (path, target)
     for path in ROOT.iterdir():
         if path.suffix == ".py" or (path / "__init__.py").exists():
             assert path.name + "/" * path.is_dir() in TEXTS[ROOT / "README.md"]
+    assert len(PYTHON) > 20 and len(RUN) > 10 and {"python", "torchrun"} == {words[0] for words in PYTHON}
+    assert any("--demo" in words for words in PYTHON)
+    for script, *_ in (words for words in commands() if words[0].endswith(".sh")):
+        assert subprocess.run(["bash", "-n", ROOT / script]).returncode == 0 and (ROOT / script).stat().st_mode & 0o100

@@ -4,7 +4,6 @@ import errno
 import io
 import json
 import os
-import re
 import stat
 import sys
 from unittest import mock
@@ -13,16 +12,9 @@ import pytest
 import torch
 
 import utils
-from tests.test_layers import FILES
 from utils import InputError, append_line, run_script, save_json, write_atomically
 
 ODD = "\u0416\udcff"  # not in Latin-1; and a byte of a file name that is no UTF-8
-
-
-def test_nothing_that_windows_lacks_is_imported():
-    for path in FILES:
-        text = path.read_text(encoding="utf-8")
-        assert not re.search(r"^\s*(import|from) (fcntl|resource|pwd|termios)\b", text, re.M)
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO, errno.ENOSPC])
