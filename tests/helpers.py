@@ -36,6 +36,10 @@ def student_flags(images, teacher):
             "--nEpochs=2", "--data_test=Set5")
 
 
+def tiny_flags(script, images, teacher, *more):
+    return (*(teacher_flags(images) if script is train_teacher else student_flags(images, teacher)), *more)
+
+
 def read(folder):
     """(results, list of metrics) that a run left."""
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -97,15 +97,9 @@ def test_long_images_equal_the_exact_computation(shape, scale, padding):
     image = random_image(*shape)
     assert_near(imresize(image, float(scale), padding=padding), oracle(image, (scale, scale), padding))
     assert bicubic._taps.cache_info().misses == (max(shape) * max(scale, 1) > bicubic._DENSE_LENGTH)
-
-
-@both_paths
-@both_paddings
-@pytest.mark.parametrize("size", [(5, 13), (16, 3), (9, 7), (1, 1)], ids=str)
-def test_size_sets_one_scale_per_dimension(size, padding):
-    image = random_image(9, 7)
-    expected = oracle(image, (F(size[0], 9), F(size[1], 7)), padding)
-    assert_near(imresize(image, size=size, padding=padding), expected)
+    for size in ((5, 13), (1, 1)):  # which sets one scale per dimension
+        expected = oracle(image, (F(size[0], shape[0]), F(size[1], shape[1])), padding)
+        assert_near(imresize(image, size=size, padding=padding), expected)
 
 
 # Twice as large, the outputs lie 1/4 off a pixel: k(1/4), k(3/4), k(5/4), k(7/4) = 111, 29, -9, -3 / 128.
@@ -117,8 +111,7 @@ def test_size_sets_one_scale_per_dimension(size, padding):
 @pytest.mark.parametrize("row, scale, padding, antialias, expected, divisor", [
     ([0, 1, 0, 0], 2, "replicate", True, [-9, 29, 111, 111, 29, -9, -3, 0], 128),
     ([0, 1, 0, 0], 2, "symmetric", True, [-12, 29, 111, 111, 29, -9, -3, 0], 128),
-    ([0, 1, 0, 0], 0.5, "replicate", True, [111, 29], 256),
-    ([0, 1, 0, 0], 0.5, "symmetric", True, [102, 26], 256),
+    ([0, 1, 0, 0], 0.5, "replicate", True, [111, 29], 256), ([0, 1, 0, 0], 0.5, "symmetric", True, [102, 26], 256),
     ([0, 1, 0, 0], 0.5, "replicate", False, [9, -1], 16)])
 def test_rows_computed_by_hand(row, scale, padding, antialias, expected, divisor):
     image = torch.tensor(row, dtype=torch.float64).expand(3, 4)
@@ -128,8 +121,7 @@ def test_rows_computed_by_hand(row, scale, padding, antialias, expected, divisor
 
 
 @pytest.mark.parametrize("size, columns_first", [
-    ((48, 24), False), ((48, 48), False), ((12, 6), False), ((8, 4), False), ((6, 3), False),
-    ((18, 4), True), ((30, 6), True), ((12, 24), False)])
+    ((48, 24), False), ((12, 6), False), ((6, 3), False), ((18, 4), True), ((30, 6), True), ((12, 24), False)])
 def test_bytes_are_rounded_and_clipped_after_each_pass(size, columns_first):
     """First the rows, unless the columns shrink more; one rounding at the end, or the other order, shows."""
     image, scales = ((random_image(24, 12) > 0.5) * 255).to(torch.uint8), (F(size[0], 24), F(size[1], 12))

@@ -65,7 +65,6 @@ def write(folder, old, new):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_espcn_is_distilled_resumed_and_scored(run, done, images, tiny_teacher, tmp_path, channels):
-    """The loss falls, a resumed run ends bit for bit as the whole one, and its file is scored again."""
     torch.manual_seed(0)
     weights = custom_network(write(tmp_path, "channels = 3", f"channels = {channels}"), "teacher").state_dict()
     torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}, tmp_path / "espcn.pth")
@@ -74,18 +73,15 @@ def test_espcn_is_distilled_resumed_and_scored(run, done, images, tiny_teacher, 
     results, metrics = read(tmp_path / "a")
     assert metrics[1]["student"] < 0.8 * metrics[0]["student"]
     assert ("EDSR's protocol" if channels == 3 else "Table 1's protocol") in results["protocol"]
-
     part = (*flags, "--save_dir=b", "--output=b.pth")
     done(distillation, *part, "--nEpochs=1")
     done(distillation, *part, "--resume=auto")
     a, b = (torch.load(name, weights_only=True)["state_dict"] for name in ("student.pth", "b.pth"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
     done(distillation, "--test_only", *FLAGS, "--student=student.pth", "--data_dir", images, "--data_test=Set5",
-                "--save_dir=c", "--device=cpu")
+         "--save_dir=c", "--device=cpu")
     assert read(tmp_path / "a")[0]["results"] == json.loads((tmp_path / "c/results.json").read_text())["results"]
     assert_refused(run(distillation, "--pretrained=student.pth", "--data_dir", images), "student.pth", "--model")
-
     flags = (*flags, "--save_dir=d")
     text = (tmp_path / "espcn.py").read_text()
     (tmp_path / "frozen.py").write_text(text.replace("return ESPCN(32)", "return ESPCN(32).requires_grad_(False)"))
@@ -98,11 +94,9 @@ def test_espcn_is_distilled_resumed_and_scored(run, done, images, tiny_teacher, 
 
 
 @pytest.mark.parametrize("old, new, words", [
-    ("scale = 3", "scale = 5", "must return a module with `scale`"),
     ("channels = 3", "channels = 4", "must return a module with `scale` .* and `channels`"),
     ("scale = 3", "scale, config = 3, None", "has a `config` of its own"),
     ("return ESPCN(32)", "return 1 / 0", "ended with ZeroDivisionError: division by zero (espcn.py, line 26)"),
-    ("return ESPCN(32)", "return ESPCN('32')", "ended with TypeError: .* (espcn.py, line 12)"),
     ("return ESPCN(32)", "raise SystemExit('a\\nb')", "ended with SystemExit: a b (espcn.py, line 26)"),
     ("def student", "def student of", "ended with SyntaxError: .* (espcn.py, line 25)"),
     ("self.layers(x)", "self.layers(x, 1)", "given (1, 3, 12, 16), ended with TypeError: .* (espcn.py, line 18)"),
@@ -116,7 +110,6 @@ def test_a_file_that_cannot_serve_is_refused(tmp_path, old, new, words):
 
 
 def test_an_odd_file_runs_once_and_what_it_trained_loads(tmp_path, monkeypatch):
-    """Dataclass, registry, modules beside it; batch statistics, integers, infinities, what is frozen."""
     (tmp_path / "models").mkdir()
     for name, text in (("odd.py", ODD), ("utils.py", "SCALE = 2"), ("later.py", "HALF = 4"), ("models/__init__.py", ""),
                        ("models/blocks.py", "from torch import nn\ndef conv(a, b): return nn.Conv2d(a, b, 1)")):
@@ -127,14 +120,13 @@ def test_an_odd_file_runs_once_and_what_it_trained_loads(tmp_path, monkeypatch):
     assert type(teacher) is type(student) and importlib.import_module("models") is models
     assert (teacher.module[0].out_channels, student.module[0].out_channels) == (8, 4)
     assert student.module[1].num_batches_tracked == student.module[1].running_mean.count_nonzero() == 0
-
     student.train()(torch.rand(2, 3, 8, 8))
     save_model(student, tmp_path / "student.pth")
     loaded = custom_network(path, "student", tmp_path / "student.pth")
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in student.state_dict().items())
     assert loaded.module[1].num_batches_tracked == 1 and not loaded.training
     assert not loaded.frozen.requires_grad and loaded.module[0].weight.requires_grad
-    student.frozen.data[0] = torch.nan
-    save_model(student, tmp_path / "student.pth")
-    with pytest.raises(InputError, match="student.pth: the tensor 'frozen' is not finite"):
-        custom_network(path, "student", tmp_path / "student.pth")
+    for name, value, words in (("frozen", [torch.nan, 1], "not finite"), ("index", 4 * [0.5], "expected torch.int64")):
+        torch.save({"state_dict": student.state_dict() | {name: torch.tensor(value)}}, tmp_path / "student.pth")
+        with pytest.raises(InputError, match=f"student.pth: the tensor '{name}' is .*{words}"):
+            custom_network(path, "student", tmp_path / "student.pth")

@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from bicubic import imresize
-from data.benchmark import (BUNDLED, Benchmarks, choose_sets, choose_validation, prepare, score, set_paths,
-                            upscale)
+from data.benchmark import (BUNDLED, Benchmarks, choose_sets, choose_validation, prepare, score, set_paths, upscale)
 from data.images import find_training_images, luma, read_image
 from data.patches import TrainingPatches
 from data.table import format_table, paper_scores
@@ -73,7 +72,6 @@ def test_patches_depend_on_seed_and_step_alone(images, tmp_path):
     assert torch.equal(torch.stack(one.batch(5, 4, slice(1, 3))), torch.stack(same.batch(5, 4))[:, 1:3])
     assert not torch.equal(one.batch(5, 4)[1], one.batch(6, 4)[1])
     assert not torch.equal(one.batch(5, 4)[1], other.batch(5, 4)[1])
-
     # All scales are in a batch: of a white-noise image the input's distance from HR tells the scale.
     path, errors = save(tmp_path / "a.png", pixels(60, 60)), []
     for scales in ((2,), (3,), (4,), (2, 3, 4)):
@@ -83,10 +81,17 @@ def test_patches_depend_on_seed_and_step_alone(images, tmp_path):
     assert set((errors[3] - means).abs().argmin(dim=0).tolist()) == {0, 1, 2}
 
 
-def test_images_smaller_than_a_patch_are_left_out(tmp_path, capsys):
-    """The patches are those of the others alone, of which there must be one."""
+def test_which_images_are_trained_on(tmp_path, capsys):
+    """Those as large as a patch; the patches are as without the others."""
     with pytest.raises(InputError, match="no training images .*train291"):
         find_training_images(tmp_path)
+    (tmp_path / "291/train291").mkdir(parents=True)
+    for i in range(291):
+        (tmp_path / f"291/train291/{i:03}.png").touch()
+    held_out = choose_validation(tmp_path / "291", "held_out")["held_out"]  # twenty, which are not trained on then
+    trained = find_training_images(tmp_path / "291", without_held_out=True)
+    assert [path.stem for path in held_out] == [f"{i:03}" for i in range(13, 291, 14)] and len(held_out) == 20
+    assert sorted(held_out + trained) == find_training_images(tmp_path / "291") and len(trained) == 271
     path = save(tmp_path / "small.png", pixels(20, 20))
     assert find_training_images(tmp_path) == [path]
     for scale, size in ((2, 48), (3, 20)):  # the second when cropped to 18
@@ -120,16 +125,6 @@ def test_every_layout_is_found(tmp_path, layout):
         Benchmarks(choose_sets(tmp_path), (2, 4), "cpu")
 
 
-def test_the_held_out_images_are_twenty_of_291_and_not_trained_on(tmp_path):
-    (tmp_path / "train291").mkdir()
-    for i in range(291):
-        (tmp_path / f"train291/{i:03}.png").touch()
-    held_out = choose_validation(tmp_path, "held_out")["held_out"]
-    trained = find_training_images(tmp_path, without_held_out=True)
-    assert [path.stem for path in held_out] == [f"{i:03}" for i in range(13, 291, 14)] and len(held_out) == 20
-    assert sorted(held_out + trained) == find_training_images(tmp_path) and len(trained) == 271
-
-
 def test_scores_by_hand():
     """PSNR clips, shaves and has peak 255; SSIM is Wang's, here of one window, without sample covariance."""
     hr = np.full((30, 30), 100.0)
@@ -139,7 +134,6 @@ def test_scores_by_hand():
     output[:3] = output[:, -3:] = 0  # in the border, shaved
     assert score(output, hr, 3)["psnr"] == pytest.approx(20 * np.log10(255 / 5), abs=1e-12)
     assert score(hr, hr, 3) == {"psnr": 100.0, "ssim": 1.0}  # which JSON can hold
-
     a, b = pixels(15, 30, 1)[..., 0].astype(float).reshape(2, 15, 15)
     g = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
     window = np.outer(g, g) / g.sum() ** 2
@@ -160,7 +154,6 @@ def test_each_kind_of_network_is_scored_by_its_protocol():
     assert (pair.bicubic != pair.bicubic.round()).any()
     expected = 255 * vdsr(pair.bicubic.float()[None] / 255)[0, 0].detach()
     np.testing.assert_allclose(upscale(vdsr, pair, "cpu"), expected, atol=1e-3)
-
     pair = prepare(rgb, 2, channels=3)
     lr = imresize(torch.from_numpy(rgb[:30, :26].transpose(2, 0, 1).copy()), 0.5)
     assert pair.hr.shape == (30, 26) and torch.equal(pair.lr, lr.double())

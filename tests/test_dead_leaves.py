@@ -28,28 +28,22 @@ def strip(half, angle=0.0, x=0.0, y=0.0, width=1.0):
     return (x, y, angle, half, math.inf, width)
 
 
-@pytest.mark.parametrize("radius, width", [(1.5, 1.0), (2.5, 1.0), (7.3, 1.0), (7.3, 4.0)])
-def test_a_disc_covers_its_area_and_has_its_centre(radius, width):
-    covered = cover(disc(radius, width=width), disc(radius, width=width))
-    assert covered.sum().item() == pytest.approx(math.pi * radius**2, rel=0.02)
-    pixel = torch.arange(32) - 15.5
-    assert (covered.sum(dim=0) @ pixel / covered.sum()).item() == pytest.approx(0.3, abs=0.05)  # x goes along a row
-    assert (covered.sum(dim=1) @ pixel / covered.sum()).item() == pytest.approx(-0.6, abs=0.05)
-
-
 @pytest.mark.parametrize("angle", [0.1, 0.4, 1.5])
-def test_areas_of_other_shapes(angle):
-    """And an ellipse's direction, from the rows towards the columns (y points down)."""
-    ellipse = (0.2, 0.1, angle, 9.0, 5.0, 1.0)
-    square = angle + math.pi / 2
+def test_areas_centres_and_directions(angle):
+    """An ellipse's direction is from the rows towards the columns (y points down)."""
+    square, ellipse = angle + math.pi / 2, (0.3, -0.6, angle, 9.0, 5.0, 1.0)
+    narrow, wide = disc(1.5), disc(7.3, width=4.0)
     # Coverage of a strip so thin falls as 1/2 + (1 - d^2) / 2 to 0 at d = sqrt(2), integral 2/3 sqrt(8): a little faint
     for first, second, area in (
-        (ellipse, ellipse, math.pi * 45), (strip(8.0, angle), strip(3.0, square), 16 * 6),
+        (ellipse, ellipse, math.pi * 45), (narrow, narrow, math.pi * 1.5**2), (wide, wide, math.pi * 7.3**2),
+        (strip(8.0, angle), strip(3.0, square), 16 * 6), (strip(12.0, angle), strip(1.0, square), 24 * 2 / 3 * 8**0.5),
         (strip(8.0, angle), strip(3.0, square - math.pi / 6), 16 * 6 / math.sin(math.pi / 3)),
-        (strip(12.0, angle), strip(1.0, square), 24 * 2 / 3 * 8**0.5)):
+    ):
         assert cover(first, second).sum().item() == pytest.approx(area, rel=0.02)
-    covered, column = cover(ellipse, ellipse), torch.arange(32) - 15.5
-    row = column[:, None]
+    covered, pixel = cover(ellipse, ellipse), torch.arange(32) - 15.5
+    assert (covered.sum(dim=0) @ pixel / covered.sum()).item() == pytest.approx(0.3, abs=0.05)  # x goes along a row
+    assert (covered.sum(dim=1) @ pixel / covered.sum()).item() == pytest.approx(-0.6, abs=0.05)
+    row, column = pixel[:, None] + 0.6, pixel - 0.3
     direction = 0.5 * math.atan2((2 * row * column * covered).sum(), ((column**2 - row**2) * covered).sum())
     assert direction == pytest.approx(angle, abs=0.02)
 
@@ -81,16 +75,13 @@ def test_every_kind_of_leaf_is_what_it_is_called(monkeypatch):
     between = torch.hypot(x[1] - x[0], y[1] - y[0])
     assert (between < half[1]).all() and between.max() > 5
     assert (x[0].abs() <= 24 + half[0]).all() and 1.5 <= half[0].min() and half[0].max() <= 48  # they meet the image
-
     x, y, angle, half, half_v, width = drawn(0, 1, 1)  # parallelograms, up to 29 degrees from square
     assert half_v.isinf().all() and torch.equal(x[0], x[1]) and torch.equal(y[0], y[1])
     turned = angle[1] - angle[0] - math.pi / 2
     assert -0.5 <= turned.min() < -0.4 and 0.4 < turned.max() <= 0.5
-
     x, y, angle, half, half_v, width = drawn(0, 0, 1)  # lines, 1 to 3 pixels wide
     assert half_v.isinf().all() and 0.5 <= half[1].min() and half[1].max() <= 1.5 and half[0].min() >= 4.5
     torch.testing.assert_close(angle[1] - angle[0], torch.full_like(angle[0], math.pi / 2))
-
     x, y, angle, half, half_v, width = drawn(0, 0, 0)  # discs with a hole that lies within
     assert torch.equal(half, half_v) and (torch.hypot(x[1] - x[0], y[1] - y[0]) + half[1] <= half[0] + 1e-4).all()
     assert torch.equal(width[0], -width[1]) and 1 <= width[0].min() and 3 < width[0].max() <= 4
@@ -130,7 +121,6 @@ def test_textures_have_the_slope_and_period_asked_for(slope, period, monkeypatch
     assert fields.mean(dim=(-2, -1)).abs().max() < 1e-5
     torch.testing.assert_close(fields.square().mean(dim=(-2, -1)), torch.ones(200, 2))
     assert spectrum_slope(fields) == pytest.approx(-2 * slope, abs=0.3)
-
     monkeypatch.setattr(leaves, "PERIOD", (period, period))
     stripes, crossed = leaves.patterns(50, 64, random_stream(1), "cpu").unbind(1)
     for field in (stripes, crossed):

@@ -34,13 +34,6 @@ def arguments(*flags):
     return args
 
 
-def source(*flags):
-    """The draw of these flags and a tiny teacher."""
-    args, settings, teacher = arguments(*flags), Settings(scales=(2, 4), batchSize=2, latent=5), networks()[0]
-    generators = make_generators(settings, args.input_size, teacher, CPU) if "generator" in args.source else None
-    return make_source(args, settings, teacher, generators, eager)
-
-
 class Fixed(nn.Module):
     """A network that multiplies by a constant; as a generator it repeats z's first entry."""
 
@@ -179,25 +172,23 @@ def test_each_stage_starts_afresh_and_keeps_what_is_trained(logged):
     cosine = lambda x: 0.5 * (1 + math.cos(math.pi * x))
     expected = []
     for epoch in (e + i / 2 for e in range(6) for i in range(2)):
-        expected += [("S", 0.8 * cosine(epoch % 2 / 2), 4 + int(epoch) // 2 * 2),
-                     ("G", 0.4 * cosine(epoch / 6), 2)]
+        expected += [("S", 0.8 * cosine(epoch % 2 / 2), 4 + int(epoch) // 2 * 2), ("G", 0.4 * cosine(epoch / 6), 2)]
     for found, wanted in zip(logged, expected, strict=True):
         assert found[0] == wanted[0] and found[1:3] == pytest.approx(wanted[1:])
     assert student.config == {"arch": "vdsr", "n_resblocks": 6, "n_feats": 2}
-
-
-@pytest.mark.parametrize("inc_num, inc_step, nEpochs, expected", [
-    (1, 0, 80, [(1, 81, 18)]), (3, 10, 80, [(1, 11, 6), (11, 21, 12), (21, 81, 18)]),
-    (18, 1, 18, [(i, i + 1, i) for i in range(1, 19)])])
-def test_stages(inc_num, inc_step, nEpochs, expected):
-    settings = Settings(inc_num=inc_num, inc_step=inc_step, nEpochs=nEpochs)
-    assert [*dict.fromkeys(stage(epoch, 18, settings) for epoch in range(nEpochs + 1))] == expected
+    for numbers, stages in (((1, 0, 80), [(1, 81, 18)]), ((3, 10, 80), [(1, 11, 6), (11, 21, 12), (21, 81, 18)]),
+                            ((18, 1, 18), [(i, i + 1, i) for i in range(1, 19)])):
+        settings = Settings(**dict(zip(("inc_num", "inc_step", "nEpochs"), numbers)))
+        assert [*dict.fromkeys(stage(epoch, 18, settings) for epoch in range(settings.nEpochs + 1))] == stages
 
 
 def test_generated_images_depend_on_seed_and_step():
     """With --source=dead_leaves+generator they and dead leaves take turns."""
-    draw, same, both, leaves = (source(f"--source={name}") for name in (
-        "generator", "generator", "dead_leaves+generator", "dead_leaves"))
+    settings, teacher, draws = Settings(scales=(2, 4), batchSize=2, latent=5), networks()[0], []
+    for name in ("generator", "generator", "dead_leaves+generator", "dead_leaves"):
+        args, generators = arguments(f"--source={name}"), make_generators(settings, 32, teacher, CPU)
+        draws.append(make_source(args, settings, teacher, generators, eager))
+    draw, same, both, leaves = draws
     assert torch.equal(draw(2, 3, 2), same(2, 3, 2)) and not torch.equal(draw(2, 3, 2), draw(2, 4, 2))
     assert draw(4, 0, 2).shape == (2, 1, 32, 32) and not draw(4, 0, 2).requires_grad
     one, other = (make_generators(Settings(seed=seed, latent=5), 32, VDSR(1, 2), CPU)[2].network for seed in (1, 2))
@@ -220,21 +211,18 @@ def test_images_come_with_the_teachers_output(bank):
 
 
 def test_recipes_are_defaults_that_flags_override():
+    """Those of none and of paper are the paper's command."""
     fast = parse_arguments(["--recipe=fast", "--iter=7"])
     assert (fast.source, fast.optimizer, fast.schedule, fast.student_init, fast.loss_type, fast.iter) == (
         "dead_leaves", "muon", "trapezoid", "teacher", "L1", 7)
-    assert vars(parse_arguments(["--recipe=paper"])) == vars(parse_arguments([]))
     demo = parse_arguments(["--recipe=fast", "--demo"])
     assert (demo.source, demo.nEpochs, demo.val_dataset) == ("dead_leaves", 3, "skimage")
     banks = {flags: arguments(*flags).bank for flags in ((), ("--demo",), ("--demo", "--source=generator"))}
     assert [*banks.values()] == [0, demo.iter * demo.stu_step * 2 // 4, 0]
-
-
-def test_the_defaults_are_the_papers_command():
     papers = ("--stu_step=50 --reconw=1.0 --inc_num=1 --inc_step=0 --input_size=48 --iter=120 --latent=256 "
               "--lr_G=1e-5 --model_type=half --nEpochs=80 --pretrained=teacher.pth")
     args = parse_arguments([])
-    assert vars(args) == vars(parse_arguments(papers.split()))
+    assert vars(args) == vars(parse_arguments(papers.split())) == vars(parse_arguments(["--recipe=paper"]))
     expected = dict(batchSize=128, step=10, clip=0.4, momentum=0.9, gw=1.0, ge_type="IN", scale=0, source="generator")
     assert expected.items() <= vars(args).items()
     assert parse_arguments(["--wd=0.5", "--tmp_save_dir=a", "--tmp_data_dir=b"]).weight_decay == 0.5

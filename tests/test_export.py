@@ -29,8 +29,7 @@ class Network(nn.Module):
         return y * 2 if x.shape[2] == 24 else y
 teacher = student = Network
 """
-METADATA = {
-    "vdsr": {"scales": [2, 3, 4], "channels": 1,
+METADATA = {"vdsr": {"scales": [2, 3, 4], "channels": 1,
              "input": "luma (BT.601, 16 to 235) / 255 of the LR image, upscaled by bicubic to the output's size",
              "output": "luma (BT.601, 16 to 235) / 255 of the SR image, not clipped"},
     "edsr": {"scales": [3], "channels": 3, "input": "RGB (0 to 255) / 255 of the LR image",
@@ -92,7 +91,6 @@ def test_a_file_by_itself(exported, images, tmp_path, student, suffix, kind, nam
     for batch, *size in OTHER_SIZES:
         x = torch.rand(batch, network.channels, *size)
         torch.testing.assert_close(function(x), network(x), atol=1e-5, rtol=0)
-
     found = metadata.pop("score")
     assert found["set"] == "Set5" and ("Table 1" if kind == "vdsr" else "EDSR") in found["protocol"]
     for scale in network.scales:

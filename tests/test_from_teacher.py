@@ -5,7 +5,7 @@ import torch
 
 from data.sources import start_images
 from models import EDSR, VDSR, build_model
-from models.from_teacher import Places, encoding, fit, keep_channels, normal_matrix, student_from_teacher
+from models.from_teacher import encoding, fit, keep_channels, normal_matrix, student_from_teacher
 
 pytestmark = pytest.mark.usefixtures("few_places")
 TEACHERS = {"vdsr": lambda: VDSR(4, 8), **{f"edsr x{scale}": lambda scale=scale: EDSR(2, 8, scale, res_scale=0.5)
@@ -29,22 +29,17 @@ def error(network, teacher, images):
 
 
 @pytest.mark.parametrize("name", TEACHERS)
-def test_at_the_teachers_width_the_student_is_the_teacher(name):
-    teacher, images = made(name)
-    student = student_from_teacher(teacher, images, teacher.n_feats)
-    x = torch.rand(2, teacher.channels, 20, 28)
-    torch.testing.assert_close(student(x), teacher(x), rtol=0, atol=1e-5)
-    assert not student.training and all(weight.requires_grad for weight in student.parameters())
-
-
-@pytest.mark.parametrize("name", TEACHERS)
-@pytest.mark.parametrize("n_feats, factor", [(1, 1.2), (3, 5), (6, 30)])
+@pytest.mark.parametrize("n_feats, factor", [(1, 1.2), (3, 5), (6, 30), (8, 1e6)])
 def test_any_width_is_nearer_than_at_random(name, n_feats, factor):
+    """At the teacher's width the student is the teacher."""
     teacher, images = made(name)
     student = student_from_teacher(teacher, images, n_feats)
     assert student.config == {**teacher.config, "n_feats": n_feats}
     others = [error(build_model(student.config), teacher, images[:8]) for _ in range(3)]
     assert factor * error(student, teacher, images[:8]) < min(others)
+    if n_feats == 8:
+        torch.testing.assert_close(student(images[:8]), teacher(images[:8]), rtol=0, atol=1e-5)
+    assert not student.training and all(weight.requires_grad for weight in student.parameters())
 
 
 @pytest.mark.parametrize("name, n_feats, least, most", [
@@ -75,14 +70,6 @@ def test_the_seed_makes_the_student():
     own.config = {"arch": "own"}
     with pytest.raises(ValueError, match="own"):
         student_from_teacher(own, images, 1)
-
-
-def test_places_are_patches():
-    """Columns in the order of a kernel, zeros outside: rows times a kernel are the convolution there."""
-    features, kernel = torch.randn(3, 2, 5, 7), torch.randn(4, 2, 3, 3)
-    places = Places(3, torch.Generator().manual_seed(0), "cpu")
-    found = places(features, 3) @ kernel.flatten(1).T
-    torch.testing.assert_close(found, places(torch.conv2d(features, kernel, padding=1)), rtol=1e-4, atol=1e-4)
 
 
 def test_channels_are_kept_as_trying_each_would():

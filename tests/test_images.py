@@ -111,8 +111,7 @@ def test_what_cannot_be_used(run, bicubic, tmp_path):
     save_model(EDSR(1, 4, scale=3), tmp_path / "edsr.pth")
     before = sorted(tmp_path.rglob("*"))
     flags = (*bicubic, "--scale=2", "a.png")
-    for arguments, words in (
-        ((*bicubic, "a.png"), ("--scale 0", "s.pth", "2, 3, 4")),
+    for arguments, words in (((*bicubic, "a.png"), ("--scale 0", "s.pth", "2, 3, 4")),
         (("edsr.pth", "a.png", *TINY, "--scale=2"), ("--scale 2", "edsr.pth", "by 3 only")),
         (("nowhere.pth", "a.png", *TINY, "--scale=2"), ("nowhere.pth",)),
         ((*flags, "--device=abacus"), ("--device abacus",)), (("s.pth", "a.png"), ("--to",)),

@@ -15,16 +15,12 @@ from engine.run import Run
 from models import EDSR
 from models.load import load_model
 from tests.helpers import (SCRIPTS, assert_refused, assert_same_run, but_times, contents, die_at, finish, read, start,
-                           student_flags, teacher_flags)
+                           teacher_flags, tiny_flags)
 
 MUON = "--source=dead_leaves --student_init=teacher --optimizer=muon --schedule=trapezoid --loss_type=L1 --bank=40"\
     " --precision=fp16"
 STAGES = "--inc_num=2 --inc_step=1 --optimizer=muon --schedule=cosine --lr_G=0.01"
 EDSR_TEACHER = "--arch=edsr_baseline --optimizer=adam --schedule=cosine --precision=bf16"
-
-
-def tiny_flags(script, images, teacher):
-    return (*(teacher_flags(images) if script is train_teacher else student_flags(images, teacher)), "--scale=2")
 
 
 @pytest.mark.parametrize("script, flags", [
@@ -33,7 +29,7 @@ def tiny_flags(script, images, teacher):
 def test_a_run_that_stops_after_every_step_ends_as_if_it_had_not(
         run, done, few_places, monkeypatch, images, tiny_teacher, tmp_path, script, flags):
     """It is resumed as often as it has steps: of two rounds in each of two epochs."""
-    flags = (*tiny_flags(script, images, tiny_teacher), *flags.split())
+    flags = tiny_flags(script, images, tiny_teacher, "--scale=2", *flags.split())
     torch.manual_seed(0)
     utils.save_model(EDSR(2, 4), tmp_path / "edsr.pth")
     done(script, *flags, "--save_dir=whole")
@@ -55,11 +51,10 @@ def test_a_run_that_stops_after_every_step_ends_as_if_it_had_not(
 
 @pytest.mark.parametrize("trial", range(4))
 def test_a_killed_run_ends_as_if_it_had_not_been(images, tiny_teacher, tmp_path, trial):
-    """SIGKILL or SIGTERM at a random moment; then --resume=auto, killed once more, and to the end."""
     moment = random.Random(trial)
     script, number = ("train_teacher", "distillation")[trial % 2], (signal.SIGKILL, signal.SIGTERM)[trial // 2]
-    tiny = tiny_flags(SCRIPTS[script], images, tiny_teacher)
-    flags = (*tiny, "--checkpoint_every=1e-6", "--optimizer=adam", "--iter=5")
+    flags = tiny_flags(SCRIPTS[script], images, tiny_teacher, "--scale=2", "--checkpoint_every=1e-6", "--iter=5",
+                       "--optimizer=adam")
     assert finish(start(script, (*flags, "--save_dir=whole"), tmp_path)) == 0
     for _ in range(2):
         die = partial(die_at, moment.randrange(5, 40), number)
@@ -73,7 +68,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(images, tiny_teacher, tmp_path,
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_in_one_line(run, done, monkeypatch, images, tiny_teacher, tmp_path, number, code):
     """After the step while it trains, at once while it scores."""
-    flags = (*tiny_flags(distillation, images, tiny_teacher), "--nEpochs=1")
+    flags = tiny_flags(distillation, images, tiny_teacher, "--scale=2", "--nEpochs=1")
     advance = Run.advance
     for place in ((Run, "advance", lambda *place: signal.raise_signal(number) or advance(*place)),
                   (distillation.Benchmarks, "scores", lambda *_, **__: signal.raise_signal(number))):
@@ -85,36 +80,27 @@ def test_a_signal_ends_the_run_in_one_line(run, done, monkeypatch, images, tiny_
         assert not (tmp_path / "runs/distillation/results.json").exists()
     done(distillation, *flags, "--resume=auto")
     assert read(tmp_path / "runs/distillation")[0]["student_steps"] == 4
-
-
-def test_a_second_interrupt_ends_at_once(monkeypatch):
     codes = []
-    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(os, "_exit", codes.append)  # a second interrupt ends at once
     with pytest.raises(utils.Stopped), Run():
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         assert codes == []
         signal.raise_signal(signal.SIGINT)
-        assert codes == [130]
-
-
-def damage(path, how):
-    """Cut the file, or flip a bit of its numbers, which torch.load would let pass."""
-    content = path.read_bytes()
-    numbers = torch.load(path, weights_only=True)["parts"]["student"]["network"]["head.weight"].numpy().tobytes()
-    flipped = content.replace(numbers, bytes([numbers[0] ^ 1]) + numbers[1:])
-    path.write_bytes(content[: len(content) // 2] if how == "cut" else flipped)
-    assert how == "cut" or flipped != content and torch.load(path, weights_only=True)
+        assert codes == [130] * (number == signal.SIGINT)
 
 
 @pytest.mark.parametrize("how, words", [("cut", "cannot be read"), ("flipped", "damaged")])
 def test_auto_falls_back_to_the_checkpoint_before(run, done, images, tiny_teacher, tmp_path, how, words):
-    flags = tiny_flags(distillation, images, tiny_teacher)
+    flags = tiny_flags(distillation, images, tiny_teacher, "--scale=2")
     for name in ("whole", "part"):
         done(distillation, *flags, f"--save_dir={name}")
     newest, before = tmp_path / "part/checkpoint.pth", tmp_path / "part/checkpoint_previous.pth"
     kept = before.read_bytes()
-    damage(newest, how)
+    content = newest.read_bytes()
+    numbers = torch.load(newest, weights_only=True)["parts"]["student"]["network"]["head.weight"].numpy().tobytes()
+    flipped = content.replace(numbers, bytes([numbers[0] ^ 1]) + numbers[1:])  # which torch.load would let pass
+    newest.write_bytes(content[: len(content) // 2] if how == "cut" else flipped)
+    assert how == "cut" or flipped != content and torch.load(newest, weights_only=True)
     assert_refused(run(distillation, *flags, f"--resume={newest}"), "checkpoint.pth: ", words)
     again = run(distillation, *flags, "--save_dir=part", "--resume=auto")
     assert again.returncode == 0 and "warning" in again.stdout and words in again.stdout
@@ -125,9 +111,25 @@ def test_auto_falls_back_to_the_checkpoint_before(run, done, images, tiny_teache
     assert_refused(run(distillation, *flags, "--save_dir=part", "--resume=auto"), "no checkpoint in part can be used")
 
 
+def test_a_checkpoint_with_other_content_is_refused(run, done, images, tiny_teacher, tmp_path):
+    flags = tiny_flags(distillation, images, tiny_teacher, "--scale=2", "--nEpochs=1")
+    done(distillation, *flags)
+    path = tmp_path / "runs/distillation/checkpoint.pth"
+    good = torch.load(path, weights_only=True)
+    parts = good["parts"]
+    for content in ({"settings": 3}, {"epoch": "one"}, {"sums": [0.0]}, {"parts": {}}, {"parts": 1},
+                    *({"parts": parts | {"student": parts["student"] | other}} for other in (
+                        {"network": {}}, {"optimizer": 1}, {"lr": None})),
+                    *({"parts": parts | other} for other in ({"student": {}}, {"student": 1}, {"generator_2": None}))):
+        torch.save(good | content, path)
+        before = contents(tmp_path, "*.pth")
+        assert_refused(run(distillation, *flags, f"--resume={path}"), "runs/distillation")
+        assert contents(tmp_path, "*.pth") == before
+
+
 def test_a_run_goes_on_in_its_own_folder_with_its_own_settings(run, done, monkeypatch, images, tiny_teacher, tmp_path):
     """Whatever differs is listed and refused, and nothing is touched; length, places and the machine may."""
-    flags = (*tiny_flags(distillation, images, tiny_teacher), "--nEpochs=1")
+    flags = tiny_flags(distillation, images, tiny_teacher, "--scale=2", "--nEpochs=1")
     done(distillation, *flags)
     folder, checkpoint = tmp_path / "runs/distillation", "--resume=runs/distillation/checkpoint.pth"
     model = load_model(tiny_teacher)
@@ -172,27 +174,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, monkeypatch, images, tiny_
         return lambda a, b: original(loss_type)(a, b) * (float("nan") if calls.append(1) or len(calls) == call else 1)
 
     monkeypatch.setattr(script, "distance", distance)
-    process = run(script, *tiny_flags(script, images, tiny_teacher), "--save_dir=run")
+    process = run(script, *tiny_flags(script, images, tiny_teacher, "--scale=2", "--save_dir=run"))
     assert process.returncode == 3
     (line,) = process.stderr.splitlines()
     assert "is nan" in line and "epoch 2, round 2, step" in line
     state = torch.load(tmp_path / "run/checkpoint.pth", weights_only=True)
     assert (state["epoch"], state["round"]) == (2, 0)
     assert all(torch.isfinite(t).all() for part in state["parts"].values() for t in part["network"].values())
-
-
-def test_a_checkpoint_with_other_content_is_refused(run, done, images, tiny_teacher, tmp_path):
-    flags = (*tiny_flags(distillation, images, tiny_teacher), "--nEpochs=1")
-    done(distillation, *flags)
-    path = tmp_path / "runs/distillation/checkpoint.pth"
-    good = torch.load(path, weights_only=True)
-    student = good["parts"]["student"]
-    for content in ({"settings": 3}, {"epoch": "one"}, {"sums": [0.0]}, {"parts": {}}, {"parts": 1},
-                    *({"parts": good["parts"] | {name: other}} for name, other in (
-                        ("student", {}), ("student", 1), ("student", student | {"network": {}}),
-                        ("student", student | {"optimizer": 1}), ("student", student | {"lr": None}),
-                        ("generator_2", {}), ("generator_2", None)))):
-        torch.save(good | content, path)
-        before = contents(tmp_path, "*.pth")
-        assert_refused(run(distillation, *flags, f"--resume={path}"), "runs/distillation")
-        assert contents(tmp_path, "*.pth") == before

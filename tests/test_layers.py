@@ -32,8 +32,7 @@ def imports(module):
 def test_no_module_imports_from_above_its_layer(module):
     """Nor what Windows lacks."""
     layer = module.split(".")[0]
-    above = {name for name in imports(module)
-             if (other := name.split(".")[0]) != layer and RANK[other] >= RANK[layer]}
+    above = {name for name in imports(module) if (other := name.split(".")[0]) != layer and RANK[other] >= RANK[layer]}
     assert not above
     text = MODULES[module].read_text(encoding="utf-8")
     assert not re.search(r"^\s*(import|from) (fcntl|resource|pwd|termios)\b", text, re.M)

@@ -8,8 +8,7 @@ from data.images import read_image
 from models.load import load_model
 from tests.helpers import ROOT
 
-BICUBIC_OF_TABLE_1 = {
-    "Set5": {2: (33.69, 0.9308), 3: (30.41, 0.8692), 4: (28.43, 0.8114)},
+BICUBIC_OF_TABLE_1 = {"Set5": {2: (33.69, 0.9308), 3: (30.41, 0.8692), 4: (28.43, 0.8114)},
     "Set14": {2: (30.34, 0.8701), 3: (27.64, 0.7757), 4: (26.10, 0.7044)}}
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 import distillation
 import train_teacher
 from models import EDSR, VDSR, Generator
-from tests.helpers import assert_refused, student_flags, teacher_flags
+from tests.helpers import assert_refused, tiny_flags
 from utils import save_model
 
 
@@ -22,10 +22,8 @@ def refuse(run, images, tiny_teacher, tmp_path):
         return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
     def refused(script, flags, *words, tiny=None):
-        if tiny is None:
-            tiny = teacher_flags(images) if script is train_teacher else student_flags(images, tiny_teacher)
         before = files()
-        assert_refused(run(script, *tiny, *flags.split()), *words)
+        assert_refused(run(script, *(tiny or tiny_flags(script, images, tiny_teacher)), *flags.split()), *words)
         assert files() == before
 
     return refused
@@ -50,8 +48,7 @@ OF_TEACHER = [
     ("--data_dir=empty --data_test=skimage", "empty/train291"),
     ("--data_dir=file --data_test=skimage", "file/train291"),
     ("--student_init=teacher", "--student_init teacher: needs --model_type=half")]
-OF_STUDENT = [
-    ("--input_size=31", "--input_size 31: too small at x4; the least is 32"), ("--reconw=-1", "--reconw"),
+OF_STUDENT = [("--input_size=31", "--input_size 31: too small at x4; the least is 32"), ("--reconw=-1", "--reconw"),
     ("--gw=nan", "--gw"), ("--inc_num=4", "--inc_num"), ("--inc_num=9", "--inc_num 9: the student has only 6"),
     ("--inc_num=3", "--inc_step 0: 3 stages need"), ("--inc_num=3 --inc_step=1", "--inc_step 1: 3 stages need"),
     ("--student=s.pth", "--student: goes with --test_only"), ("--test_only", "--student"), ("--bank=-1", "--bank"),
@@ -85,8 +82,8 @@ def test_checkpoints(refuse, tmp_path, content):
 @pytest.mark.parametrize("script", [train_teacher, distillation])
 def test_too_little_memory_is_one_line(run, images, tiny_teacher, script):
     """It shows only in the first step, when the folder of the run is there already."""
-    tiny = teacher_flags(images) if script is train_teacher else student_flags(images, tiny_teacher)
-    assert_refused(run(script, *tiny, "--batchSize=2000000000"), "out of memory", "--batchSize")
+    flags = tiny_flags(script, images, tiny_teacher, "--batchSize=2000000000")
+    assert_refused(run(script, *flags), "out of memory", "--batchSize")
 
 
 def test_networks_that_do_not_go_together(refuse, images, tiny_teacher, tmp_path):

@@ -19,7 +19,6 @@ from utils import save_model
 
 
 def test_the_papers_two_commands_one_after_the_other(done, images, tmp_path):
-    """As printed in the paper's repository, with lengths and sizes cut by flags added behind."""
     done(train_teacher, "--model_type=origin", *teacher_flags(images))
     papers = ("--stu_step=50 --reconw=1.0 --inc_num=1 --inc_step=0 --input_size=48 --iter=120 --latent=256 "
               "--lr_G=1e-5 --model_type=half --nEpochs=80 --pretrained=teacher.pth").split()
@@ -27,13 +26,11 @@ def test_the_papers_two_commands_one_after_the_other(done, images, tmp_path):
     command = [*map(str, (sys.executable, ROOT / "distillation.py", *flags))]
     second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert second.returncode == 0, second.stderr
-
     results, metrics = read(tmp_path / "runs/train_teacher")
     assert set(results["results"]["Set5"]["3"]) == {"bicubic", "teacher"}
     assert [m["epoch"] for m in metrics] == [1, 2] and metrics[0]["loss"] > 0
     assert load_model(tmp_path / "teacher.pth").config == {"arch": "vdsr", "n_resblocks": 2, "n_feats": 4}
     assert weights_equal(tmp_path / "teacher.pth", tmp_path / "runs/train_teacher/model_last.pth")
-
     folder = tmp_path / "runs/distillation"
     results, metrics = read(folder)
     assert set(results) == {"results", "protocol", "seconds", "student_steps", "images", "bank", "date", "device",
@@ -55,34 +52,19 @@ def test_the_papers_two_commands_one_after_the_other(done, images, tmp_path):
     assert "Set5  x2     " in second.stdout and "student: student.pth" in second.stdout
     drawn = (folder / "curves.png").exists()
     assert drawn == bool(find_spec("matplotlib")) != ("pip install matplotlib" in second.stdout)
-
-
-def test_test_only_scores_and_writes_no_weights(done, images, tiny_teacher, tmp_path):
-    done(distillation, "--test_only", "--pretrained", tiny_teacher, "--student", tiny_teacher,
-                  "--data_dir", images, "--data_test=Set5", "--scale=2")
-    results = json.loads((tmp_path / "runs/distillation_test/results.json").read_text())
-    row = results["results"]["Set5"]["2"]
-    assert row["teacher"] == row["student"] != row["bicubic"] and "student_steps" not in results
-    assert not list(tmp_path.glob("**/*.pth"))
-
-    done(train_teacher, "--test_only", "--pretrained", tiny_teacher, "--data_dir", images, "--scale=2")
-    results = json.loads((tmp_path / "runs/train_teacher_test/results.json").read_text())
-    assert results["results"]["Set5"]["2"]["teacher"] == row["teacher"]
-
-
-def test_another_seed_is_another_student(done, images, tiny_teacher, tmp_path):
-    """The same seed is the same student: tests/test_interruption.py."""
-    for seed in "12":
-        flags = (*student_flags(images, tiny_teacher), "--source=dead_leaves+generator", f"--save_dir={seed}")
-        done(distillation, *flags, f"--seed={seed}")
-    for one, other in zip(*(read(tmp_path / seed)[1] for seed in "12")):
-        assert all(one[name] != other[name] for name in ("student", "L_R", "L_adv"))
+    test = ("--test_only", "--pretrained=teacher.pth", "--data_dir", images, "--data_test=Set5", "--device=cpu")
+    done(distillation, *test, "--student=student.pth")
+    done(train_teacher, *test)
+    for script, *more in (("distillation", "student"), ("train_teacher",)):
+        again = json.loads((tmp_path / f"runs/{script}_test/results.json").read_text())
+        for scale, scores in results["results"]["Set5"].items():
+            assert again["results"]["Set5"][scale] == {name: scores[name] for name in ("bicubic", "teacher", *more)}
+        assert "student_steps" not in again and not list((tmp_path / f"runs/{script}_test").glob("**/*.pth"))
 
 
 def test_a_run_is_logged_for_tensorboard(done, images, tiny_teacher, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     done(distillation, *student_flags(images, tiny_teacher), "--tensorboard", "--scale=2")
     folder = tmp_path / "runs/distillation"
     log = EventAccumulator(str(folder / "tensorboard"))
@@ -118,7 +100,7 @@ def test_an_edsr_starts_from_one_of_another_scale(done, images, tmp_path):
     flags = [flag for flag in teacher_flags(images) if flag != "--n_resblocks=2"]
     for scale in (3, 4):
         done(train_teacher, *flags, "--pretrained=teacher.pth", "--arch=edsr_baseline", f"--scale={scale}",
-                      "--lr=1e-9", f"--save_dir=x{scale}", f"--output=x{scale}.pth")
+             "--lr=1e-9", f"--save_dir=x{scale}", f"--output=x{scale}.pth")
         first, second = load_model(tmp_path / "teacher.pth"), load_model(tmp_path / f"x{scale}.pth")
         assert second.scales == (scale,)
         torch.testing.assert_close(first.body[1].body[0].weight, second.body[1].body[0].weight, atol=1e-5, rtol=0)
@@ -164,7 +146,11 @@ def test_a_teacher_worse_than_bicubic_is_warned_about_before_any_step(done, monk
 
 
 def test_a_run_that_starts_in_a_later_stage_has_its_depth(done, images, tiny_teacher, tmp_path):
-    done(distillation, *student_flags(images, tiny_teacher), "--nEpochs=4", "--start-epoch=3", "--inc_num=2",
-                  "--inc_step=1", "--scale=2")
+    """And another seed makes another student. The same seed makes the same: test_interruption.py."""
+    flags = (*student_flags(images, tiny_teacher), "--nEpochs=4", "--start-epoch=3", "--inc_num=2", "--inc_step=1")
+    for seed in "12":
+        done(distillation, *flags, "--source=dead_leaves+generator", f"--seed={seed}", f"--save_dir={seed}")
     assert load_model(tmp_path / "student.pth").config["n_resblocks"] == 6
-    assert [m["epoch"] for m in read(tmp_path / "runs/distillation")[1]] == [3, 4]
+    one, other = (read(tmp_path / seed)[1] for seed in "12")
+    assert [m["epoch"] for m in one] == [3, 4]
+    assert all(a[name] != b[name] for a, b in zip(one, other) for name in ("student", "L_R", "L_adv"))

@@ -82,17 +82,13 @@ def test_a_bank_gives_each_image_once_a_pass(count):
     passes = [seen[start:start + 192] for start in range(0, len(seen) - 191, 192)]
     assert all(sorted(one) == everything for one in passes) and len(set(map(tuple, passes))) == len(passes) > 0
     assert len({number // 1000 for number in seen[:8]}) > 1  # scales are mixed in a batch
+    # At --input_size 41, say, sizes differ, and scales take turns.
+    batches = numbers(Numbered({2: 40, 3: 36, 4: 32}).bank(), range(24))
+    assert [{number // 1000 for number in batch} for batch in batches] == [{2}, {3}, {4}] * 8
+    assert all(len({number for batch in batches[scale::3] for number in batch}) == 64 for scale in range(3))
     small = Numbered({2: 8, 3: 8, 4: 8})
     numbers(small.bank(size=1), [0])
     assert [scale for scale, _ in small.drawn] == [2, 3, 4]  # each is there in a small one, too
-
-
-def test_scales_of_other_sizes_take_turns():
-    """At --input_size 41, say. Each scale's images come once a pass."""
-    batches = numbers(Numbered({2: 40, 3: 36, 4: 32}).bank(), range(24))
-    assert [{number // 1000 for number in batch} for batch in batches] == [{2}, {3}, {4}] * 8
-    for scale in range(3):
-        assert len({number for batch in batches[scale::3] for number in batch}) == 64
 
 
 def test_a_banks_batch_depends_on_seed_and_step_alone():
