@@ -1,6 +1,7 @@
 """Small networks and images for all tests, and the real ones where the environment names them."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from PIL import Image
 
 import utils
 from models import VDSR
-from tests.helpers import Outcome
 from utils import save_model
 
 torch.set_num_threads(1)  # the networks are tiny, and tests run side by side
@@ -83,6 +83,18 @@ def run(tmp_path, monkeypatch, capsys):
             utils.run_script(script.main, script.parse_arguments(flags))
         except SystemExit as stop:
             code = stop.code
-        return Outcome(code, *capsys.readouterr())
+        return subprocess.CompletedProcess(sys.argv, code, *capsys.readouterr())
 
     return run_script
+
+
+@pytest.fixture
+def done(run):
+    """done(script module, flags...) is run, of which the script must make a success."""
+
+    def run_well(script, *flags):
+        outcome = run(script, *flags)
+        assert outcome.returncode == 0, outcome.stderr
+        return outcome
+
+    return run_well

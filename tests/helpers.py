@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +36,10 @@ def student_flags(images, teacher):
             "--nEpochs=2", "--data_test=Set5")
 
 
+def tiny_flags(script, images, teacher, *more):
+    return (*(teacher_flags(images) if script is train_teacher else student_flags(images, teacher)), *more)
+
+
 def read(folder):
     """(results, list of metrics) that a run left."""
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -62,8 +65,8 @@ def weights_equal(a, b):
 
 
 def contents(folder, pattern="*"):
-    """{path: bytes} of the files in a folder."""
-    return {path: path.read_bytes() for path in folder.rglob(pattern) if path.is_file()}
+    """{path in the folder: bytes} of its files."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob(pattern) if path.is_file()}
 
 
 def assert_refused(process, *words):
@@ -72,15 +75,6 @@ def assert_refused(process, *words):
     lines = process.stderr.splitlines()
     assert len(lines) == 1 and "error: " in lines[0], process.stderr
     assert all(word in lines[0] for word in words), lines[0]
-
-
-@dataclass
-class Outcome:
-    """What a script did: its exit code and what it printed."""
-
-    returncode: int
-    stdout: str
-    stderr: str
 
 
 # A server that has imported torch once forks each process, which saves seconds every time.

@@ -1,14 +1,10 @@
 """A server on this machine that stands for the public homes of data.download: archives of their layout, tiny files."""
 
 import gzip
-import hashlib
 import io
-import socket
 import tarfile
-import threading
 import zipfile
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 from data import download
 
@@ -50,17 +46,14 @@ BENCHMARK = {path: content for name, count in COUNTS.items()
              for files in (numbered(f"benchmark/{name}/HR/{{}}.png", count),
                            numbered(f"benchmark/{name}/LR_bicubic/X2/{{}}x2.png", count))
              for path, content in files.items()}
-ARCHIVES = {
-    download.EDSR: tarred(BENCHMARK),
+ARCHIVES = {download.EDSR: tarred(BENCHMARK),
     download.SETS["train291"]["train291"][0].homes[0]: zipped(TRAIN | numbered("train_data/91/{}.bmp", 91)),
     download.SETS["train291"]["train291"][1].homes[0]: zipped(numbered("T91/t{}.png", 91)),
     download.BSDS500: zipped({path: content for kind, count in (("test", 200), ("train", 200), ("val", 100)) for
                               path, content in numbered(f"m/BSDS500/data/images/{kind}/{{}}.jpg", count).items()}),
-    download.DIV2K: zipped(numbered("DIV2K_train_HR/{}.png", 800)),
-    download.TEACHER: WEIGHTS,
+    download.DIV2K: zipped(numbered("DIV2K_train_HR/{}.png", 800)), download.TEACHER: WEIGHTS,
     **{download.SUPER_IMAGE.format(name): gzip.compress(tarred(numbered(f"{name}_HR/{{}}.png", count)))
-       for name, count in (("Set5", 5), ("Set14", 14), ("BSD100", 100), ("Urban100", 100))},
-}
+       for name, count in (("Set5", 5), ("Set14", 14), ("BSD100", 100), ("Urban100", 100))}}
 
 
 class Home(BaseHTTPRequestHandler):
@@ -77,27 +70,3 @@ class Home(BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
-
-
-@contextmanager
-def serving(monkeypatch):
-    """A server whose .archives are {public URL: bytes}, all of them asked of it."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Home)
-    server.archives, server.requests, server.cut, server.then = dict(ARCHIVES), [], None, lambda: None
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    fetch = download.download_url_to_file
-
-    def redirected(url, *args, **more):
-        fetch(url if "//127.0.0.1" in url else f"{server.url}/{url}", *args, **more)
-
-    monkeypatch.setattr(download, "download_url_to_file", redirected)
-    monkeypatch.setattr(download, "MD5", {home: hashlib.md5(ARCHIVES[home]).hexdigest() for home in download.MD5})
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        socket.setdefaulttimeout(None)  # which data.download has set
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -11,11 +11,10 @@ from engine.learner import Learner
 
 
 class Tape(TorchDispatchMode):
-    """In the place of torch.cuda.CUDAGraph and, as a context manager, of torch.cuda.graph.
+    """In the place of torch.cuda.CUDAGraph and, as a context manager, torch.cuda.graph: operations on given memory.
 
-    Like a graph it holds operations on given memory: the numbers of Python that go into them stay what they were when
-    it was written, only tensors and registered generators change; what is written or drawn while it is written down is
-    taken back; and a step that reads a tensor's value is refused, since it would wait for the device.
+    The numbers of Python that go into them stay what they were, only tensors and registered generators change; what is
+    written or drawn meanwhile is taken back; a step that reads a value, which would wait for the device, is refused.
     """
 
     def __init__(self):

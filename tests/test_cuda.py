@@ -10,10 +10,13 @@ import distillation
 from bicubic import imresize
 from data.images import BUNDLED_TEST, bundled_photographs
 from data.patches import TrainingPatches
+from distillation import generator_step, label
 from engine.graphs import Recorder, eager
+from engine.learner import Learner, distance, make_optimizer, train_step
 from engine.run import Run
+from models import VDSR, Generator
 from tests.helpers import read, student_flags, weights_equal
-from tests.test_graphs import both_phases, same_weights
+from tests.test_graphs import same_weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 GPU = torch.device("cuda")
@@ -30,15 +33,25 @@ def deterministic():
     torch.backends.cudnn.benchmark = benchmark
 
 
-def test_imresize_replays_in_a_cuda_graph():
-    x = torch.rand(4, 1, 48, 48, device="cuda")
-    imresize(x, 1 / 3)  # the first call makes the weights
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = imresize(x, 1 / 3)
-    x.copy_(torch.rand_like(x))
-    graph.replay()
-    torch.testing.assert_close(y.cpu(), imresize(x.cpu(), 1 / 3))
+def both_phases(precision, optimizer, steps, call):
+    """Losses of `steps` student and generator steps, each at another rate and weight, and the networks they leave."""
+    torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    teacher, network = (VDSR(3, n_feats).cuda() for n_feats in (16, 8))
+    teacher.requires_grad_(False)
+    student = Learner(network, make_optimizer(network, optimizer, 0.01, weight_decay=1e-4), precision, clip=0.4)
+    generator = Generator(8, 16).cuda()
+    learner, D = Learner(generator, make_optimizer(generator, "adam", 1e-3)), distance("MSE")
+    losses, stream = [], torch.Generator("cuda").manual_seed(1)
+    for step in range(steps):
+        student.set_rate(1 / (1 + step))
+        x = torch.rand(4, 1, 32, 32, generator=stream, device="cuda")
+        losses.append(call(train_step, student, x, call(label, teacher, precision, x), D).item())
+        z = torch.randn(4, 8, generator=stream, device="cuda")
+        losses += call(generator_step, learner, student, teacher, z, 2, D, 1.0 + step, 0.1 * step).tolist()
+    student.check()
+    learner.check()
+    return torch.tensor(losses), [network, generator]
 
 
 @pytest.mark.parametrize("size", [48, 600])
@@ -62,54 +75,40 @@ def test_patches_are_those_of_the_cpu():
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_recorded_steps_in_any_precision_follow_the_plain_ones(precision, error, optimizer):
     """Step by step the losses of the same inputs, past the recording; the rates change with every step."""
-    plain, _ = both_phases("cuda", "fp32", optimizer, 10, eager, side=32)
-    fast, networks = both_phases("cuda", precision, optimizer, 10, Recorder(GPU), side=32)
+    plain, _ = both_phases("fp32", optimizer, 10, eager)
+    fast, networks = both_phases(precision, optimizer, 10, Recorder(GPU))
     torch.testing.assert_close(fast, plain, rtol=error, atol=1e-5)
     assert all(p.dtype == torch.float32 for network in networks for p in network.parameters())
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 def test_recording_changes_no_bit(deterministic, optimizer):
-    (losses, networks), (again, others) = (both_phases("cuda", "fp32", optimizer, 8, way)
-                                           for way in (eager, Recorder(GPU)))
+    losses, networks = both_phases("fp32", optimizer, 8, eager)
+    again, others = both_phases("fp32", optimizer, 8, Recorder(GPU))
     assert torch.equal(losses, again) and same_weights(networks, others)
 
 
-def test_a_graph_for_every_shape_of_input_and_none_for_every_seed():
-    """Nor for every number: floats are inputs."""
-    stream, record = torch.Generator("cuda"), Recorder(GPU)
-    function = lambda x, factor, stream: factor * x + torch.rand(len(x), generator=stream, device="cuda")
-    for i in range(6):
-        for size in (3, 4):
-            x, outputs = torch.rand(size, device="cuda"), []
-            for way in (record, eager):
-                outputs.append(way(function, x, i / 4, stream.manual_seed(i)))
-            assert torch.equal(*outputs)
-    assert len(record.graphs) == 2
-
-
-def test_a_deterministic_run_resumes_bit_for_bit(run, monkeypatch, images, tiny_teacher, deterministic):
+def test_a_deterministic_run_resumes_bit_for_bit(run, done, monkeypatch, images, tiny_teacher, deterministic):
     flags = (*student_flags(images, tiny_teacher), "--device=cuda", "--deterministic", "--inc_num=2", "--inc_step=1")
-    assert run(distillation, *flags, "--save_dir=whole", "--output=whole.pth").returncode == 0
-    done = Run.advance
+    done(distillation, *flags, "--save_dir=whole", "--output=whole.pth")
+    advance = Run.advance
 
     def stopping(self, *place):
         if (self.epoch, *place) == (2, 0, 1):
             self.signal = signal.SIGTERM
-        done(self, *place)
+        advance(self, *place)
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "advance", stopping)
         assert run(distillation, *flags, "--save_dir=part", "--output=part.pth").returncode == 143
-    assert run(distillation, *flags, "--save_dir=part", "--output=part.pth", "--resume=auto").returncode == 0
+    done(distillation, *flags, "--save_dir=part", "--output=part.pth", "--resume=auto")
     assert weights_equal("whole.pth", "part.pth")
 
 
 @pytest.mark.parametrize("source", ["generator", "noise", "folder", "dead_leaves"])
-def test_distillation_runs_and_resumes(run, images, tiny_teacher, tmp_path, source):
-    flags = (*student_flags(images, tiny_teacher), "--device=cuda", f"--source={source}")
-    assert run(distillation, *flags, "--nEpochs=1", "--save_dir=a").returncode == 0
-    resumed = run(distillation, *flags, "--nEpochs=2", "--save_dir=a", "--resume=auto")
-    assert resumed.returncode == 0, resumed.stderr
+def test_distillation_runs_and_resumes(done, images, tiny_teacher, tmp_path, source):
+    flags = (*student_flags(images, tiny_teacher), "--device=cuda", f"--source={source}", "--save_dir=a")
+    done(distillation, *flags, "--nEpochs=1")
+    done(distillation, *flags, "--resume=auto")
     assert [m["epoch"] for m in read(tmp_path / "a")[1]] == [1, 2]
     assert weights_equal(tmp_path / "student.pth", tmp_path / "a/model_last.pth")

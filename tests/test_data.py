@@ -8,26 +8,19 @@ import torch
 from PIL import Image
 
 from bicubic import imresize
-from data.benchmark import (BUNDLED, Benchmarks, choose_sets, choose_validation, prepare, score, set_paths,
-                            upscale)
+from data.benchmark import (BUNDLED, Benchmarks, choose_sets, choose_validation, prepare, score, set_paths, upscale)
 from data.images import find_training_images, luma, read_image
 from data.patches import TrainingPatches
 from data.table import format_table, paper_scores
 from models import EDSR, VDSR
+from tests.helpers import pixels
 from utils import InputError
 
 
-def save(path, pixels):
+def save(path, image):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(path)
+    Image.fromarray(np.asarray(image, dtype=np.uint8)).save(path)
     return path
-
-
-def random_pixels(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape)
-
-
-# ---- training patches ------------------------------------------------------------------------------
 
 
 def where(patch, image):
@@ -44,11 +37,11 @@ def where(patch, image):
 @pytest.mark.parametrize("scale", [2, 3])
 @pytest.mark.parametrize("upscaled, channels", [(True, 1), (False, 3)], ids=["vdsr", "edsr"])
 def test_patches_are_corresponding_parts_of_hr_and_input(tmp_path, upscaled, channels, scale):
-    path = save(tmp_path / "a.png", random_pixels(29, 31, 3))
+    path = save(tmp_path / "a.png", pixels(29, 31))
     ratio = 1 if upscaled else scale
     patches = TrainingPatches([path], (scale,), 12, seed=3, channels=channels, upscaled_input=upscaled)
-    rgb = torch.from_numpy(read_image(path)).permute(2, 0, 1)  # which stays bytes throughout
-    full = torch.from_numpy(luma(read_image(path)))[None] / 255 if upscaled else rgb
+    rgb = read_image(path)
+    full = torch.from_numpy(luma(rgb))[None] / 255 if upscaled else torch.from_numpy(rgb).permute(2, 0, 1)  # bytes
     unit = lambda image: image.clamp(0, 1).float() if upscaled else image.float() / 255
     versions = []
     for size in (1, 0.7, 0.5):
@@ -71,7 +64,7 @@ def test_patches_are_corresponding_parts_of_hr_and_input(tmp_path, upscaled, cha
     assert len(turns) >= 6 and sizes >= {0, 1}
 
 
-def test_patches_depend_on_seed_and_step_alone(images):
+def test_patches_depend_on_seed_and_step_alone(images, tmp_path):
     paths = find_training_images(images)
     one, same, other = (TrainingPatches(paths, (2, 3, 4), 16, seed) for seed in (1, 1, 2))
     one.batch(0, 4)
@@ -79,91 +72,61 @@ def test_patches_depend_on_seed_and_step_alone(images):
     assert torch.equal(torch.stack(one.batch(5, 4, slice(1, 3))), torch.stack(same.batch(5, 4))[:, 1:3])
     assert not torch.equal(one.batch(5, 4)[1], one.batch(6, 4)[1])
     assert not torch.equal(one.batch(5, 4)[1], other.batch(5, 4)[1])
-
-
-def test_scales_are_mixed_in_a_batch(tmp_path):
-    """On a white-noise image the input's distance from HR tells the scale; all three must occur."""
-    path = save(tmp_path / "a.png", random_pixels(60, 60, 3))
-
-    def errors(*scales):
+    # All scales are in a batch: of a white-noise image the input's distance from HR tells the scale.
+    path, errors = save(tmp_path / "a.png", pixels(60, 60)), []
+    for scales in ((2,), (3,), (4,), (2, 3, 4)):
         inputs, hrs = TrainingPatches([path], scales, 24, 1).batch(0, 64)
-        return (inputs - hrs).square().mean(dim=(1, 2, 3))
+        errors.append((inputs - hrs).square().mean(dim=(1, 2, 3)))
+    means = torch.stack(errors[:3]).mean(dim=1, keepdim=True)
+    assert set((errors[3] - means).abs().argmin(dim=0).tolist()) == {0, 1, 2}
 
-    means = torch.stack([errors(scale).mean() for scale in (2, 3, 4)])
-    assert set((errors(2, 3, 4)[:, None] - means).abs().argmin(dim=1).tolist()) == {0, 1, 2}
 
-
-def test_no_image_is_there_or_large_enough(tmp_path):
+def test_which_images_are_trained_on(tmp_path, capsys):
+    """Those as large as a patch; the patches are as without the others."""
     with pytest.raises(InputError, match="no training images .*train291"):
         find_training_images(tmp_path)
-    path = save(tmp_path / "small.png", random_pixels(20, 20, 3))
+    (tmp_path / "291/train291").mkdir(parents=True)
+    for i in range(291):
+        (tmp_path / f"291/train291/{i:03}.png").touch()
+    held_out = choose_validation(tmp_path / "291", "held_out")["held_out"]  # twenty, which are not trained on then
+    trained = find_training_images(tmp_path / "291", without_held_out=True)
+    assert [path.stem for path in held_out] == [f"{i:03}" for i in range(13, 291, 14)] and len(held_out) == 20
+    assert sorted(held_out + trained) == find_training_images(tmp_path / "291") and len(trained) == 271
+    path = save(tmp_path / "small.png", pixels(20, 20))
     assert find_training_images(tmp_path) == [path]
     for scale, size in ((2, 48), (3, 20)):  # the second when cropped to 18
         with pytest.raises(InputError, match=f"no image is large enough for patches of {size}x{size}"):
             TrainingPatches([path], (scale,), size, 1)
-
-
-def test_images_smaller_than_a_patch_are_left_out(tmp_path, capsys):
-    """As some of the 291 are for the patches of EDSR; the patches are those of the others alone."""
-    large = save(tmp_path / "large.png", random_pixels(60, 50, 3))
-    small = save(tmp_path / "small.png", random_pixels(47, 60, 3))
-    patches, others = (TrainingPatches(paths, (2,), 48, 1).batch(0, 4) for paths in ([large, small], [large]))
-    assert all(torch.equal(a, b) for a, b in zip(patches, others))
+    large = save(tmp_path / "large.png", pixels(60, 50))
+    some, others = (TrainingPatches(paths, (2,), 48, 1).batch(0, 4) for paths in ([large, path], [large]))
+    assert all(torch.equal(a, b) for a, b in zip(some, others))
     assert capsys.readouterr().out == "1 of 2 training images are left out, smaller than 48x48\n"
-
-
-# ---- benchmarks ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["benchmark/Set5/HR", "Set5/HR", "Set5"])
 def test_every_layout_is_found(tmp_path, layout):
+    """What is missing is an error only when asked for."""
     for name in ("b.png", "a.bmp"):
-        save(tmp_path / layout / name, random_pixels(30, 30, 3))
+        save(tmp_path / layout / name, pixels(30, 30))
     (tmp_path / layout / "._a.bmp").touch()
     for sets in (choose_sets(tmp_path), choose_validation(tmp_path), choose_sets(tmp_path, "Set5+")):
         assert sets == {"Set5": [tmp_path / layout / "a.bmp", tmp_path / layout / "b.png"]}
     assert list(choose_sets(tmp_path, " Set5 + skimage")) == ["Set5", "skimage"]
-
-
-def test_a_missing_set_is_an_error_only_when_asked_for(tmp_path):
     for name in ("Set14", "Mine", "+"):
         with pytest.raises(InputError, match=f"no images of the set {re.escape(name)}; expected .*/HR/.*download"):
             choose_sets(tmp_path, name)
     with pytest.raises(InputError, match=r"--val_dataset Set5\+skimage: one set only"):
         choose_validation(tmp_path, "Set5+skimage")
-    assert list(choose_sets(tmp_path)) == list(choose_validation(tmp_path)) == [BUNDLED]
-    assert len(choose_sets(tmp_path)[BUNDLED]) == 6
-
-
-def test_the_held_out_images_are_twenty_of_291_and_not_trained_on(tmp_path):
-    (tmp_path / "train291").mkdir()
-    for i in range(291):
-        (tmp_path / f"train291/{i:03}.png").touch()
-    held_out = choose_validation(tmp_path, "held_out")["held_out"]
-    trained = find_training_images(tmp_path, without_held_out=True)
-    assert [path.stem for path in held_out] == [f"{i:03}" for i in range(13, 291, 14)] and len(held_out) == 20
-    assert sorted(held_out + trained) == find_training_images(tmp_path) and len(trained) == 271
-
-
-def test_an_image_too_small_to_score_is_named(tmp_path):
-    save(tmp_path / "Set5" / "tiny.png", random_pixels(14, 40, 3))
+    nowhere = tmp_path / "nowhere"
+    assert list(choose_sets(nowhere)) == list(choose_validation(nowhere)) == [BUNDLED]
+    assert len(choose_sets(nowhere)[BUNDLED]) == 6
+    save(tmp_path / layout / "tiny.png", pixels(14, 40))
     with pytest.raises(InputError, match="tiny.png: 40x14 is too small to score at x4; the least is 23x23"):
         Benchmarks(choose_sets(tmp_path), (2, 4), "cpu")
 
 
-def test_prepare_follows_both_protocols():
-    rgb = random_pixels(31, 26, 3).astype(np.uint8)
-    pair = prepare(rgb, 3)
-    assert pair.hr.shape == (30, 24) and pair.lr.shape == (1, 10, 8) and pair.bicubic.shape == (1, 30, 24)
-    np.testing.assert_array_equal(pair.hr, luma(rgb[:30, :24]))
-    torch.testing.assert_close(pair.lr, imresize(torch.from_numpy(pair.hr)[None], 1 / 3), rtol=0, atol=0)
-    assert (pair.bicubic != pair.bicubic.round()).any()
-    pair = prepare(rgb, 2, channels=3)
-    lr = imresize(torch.from_numpy(rgb[:30, :26].transpose(2, 0, 1).copy()), 0.5)
-    assert pair.hr.shape == (30, 26) and torch.equal(pair.lr, lr.double())
-
-
-def test_score_clips_shaves_and_has_peak_255():
+def test_scores_by_hand():
+    """PSNR clips, shaves and has peak 255; SSIM is Wang's, here of one window, without sample covariance."""
     hr = np.full((30, 30), 100.0)
     hr[15, 15] = 250
     output = hr + 5
@@ -171,11 +134,7 @@ def test_score_clips_shaves_and_has_peak_255():
     output[:3] = output[:, -3:] = 0  # in the border, shaved
     assert score(output, hr, 3)["psnr"] == pytest.approx(20 * np.log10(255 / 5), abs=1e-12)
     assert score(hr, hr, 3) == {"psnr": 100.0, "ssim": 1.0}  # which JSON can hold
-
-
-def test_ssim_is_wangs():
-    """A hand-made SSIM of one 11x11 window: Gaussian of sigma 1.5, K = 0.01, 0.03, no sample covariance."""
-    a, b = random_pixels(15, 15, seed=1).astype(float), random_pixels(15, 15, seed=2).astype(float)
+    a, b = pixels(15, 30, 1)[..., 0].astype(float).reshape(2, 15, 15)
     g = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
     window = np.outer(g, g) / g.sum() ** 2
     x, y = a[2:13, 2:13], b[2:13, 2:13]
@@ -186,17 +145,21 @@ def test_ssim_is_wangs():
     assert score(a, b, 2)["ssim"] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("model", [VDSR(1, 2), EDSR(1, 2, scale=2)], ids=["vdsr", "edsr"])
-def test_upscale_gives_the_networks_luma(model):
-    pair = prepare(random_pixels(24, 26, 3).astype(np.uint8), 2, model.channels)
-    output = upscale(model, pair, "cpu")
-    assert output.shape == pair.hr.shape == (24, 26)
-    x = (pair.bicubic if model.upscaled_input else pair.lr).float() / 255
-    expected = 255 * model(x[None])[0].detach().double()
-    if model.upscaled_input:
-        np.testing.assert_allclose(output, expected[0], atol=1e-3)
-    else:
-        np.testing.assert_allclose(output, luma(expected.round().clamp(0, 255).permute(1, 2, 0).numpy()), atol=1e-9)
+def test_each_kind_of_network_is_scored_by_its_protocol():
+    rgb, vdsr, edsr = pixels(31, 26), VDSR(1, 2), EDSR(1, 2, scale=2)
+    pair = prepare(rgb, 3)
+    assert pair.hr.shape == (30, 24) and pair.lr.shape == (1, 10, 8) and pair.bicubic.shape == (1, 30, 24)
+    np.testing.assert_array_equal(pair.hr, luma(rgb[:30, :24]))
+    torch.testing.assert_close(pair.lr, imresize(torch.from_numpy(pair.hr)[None], 1 / 3), rtol=0, atol=0)
+    assert (pair.bicubic != pair.bicubic.round()).any()
+    expected = 255 * vdsr(pair.bicubic.float()[None] / 255)[0, 0].detach()
+    np.testing.assert_allclose(upscale(vdsr, pair, "cpu"), expected, atol=1e-3)
+    pair = prepare(rgb, 2, channels=3)
+    lr = imresize(torch.from_numpy(rgb[:30, :26].transpose(2, 0, 1).copy()), 0.5)
+    assert pair.hr.shape == (30, 26) and torch.equal(pair.lr, lr.double())
+    expected = 255 * edsr(pair.lr.float()[None] / 255)[0].detach().double()
+    expected = luma(expected.round().clamp(0, 255).permute(1, 2, 0).numpy())
+    np.testing.assert_allclose(upscale(edsr, pair, "cpu"), expected, atol=1e-9)
 
 
 def test_table_shows_the_papers_figures_beside_ours():
@@ -233,15 +196,15 @@ def test_scores_are_those_of_their_set_and_scale(images):
 
 def test_lr_images_of_the_benchmark_serve_where_they_are_there(tmp_path):
     """Of EDSR's layout: a grey LR image in the place of the true one makes bicubic's output grey."""
-    folder, pixels = tmp_path / "benchmark/Set5", random_pixels(48, 50, 3)
+    folder, image = tmp_path / "benchmark/Set5", pixels(48, 50)
     for name in "ab":
-        save(folder / f"HR/{name}.png", pixels)
+        save(folder / f"HR/{name}.png", image)
     model = {"m": EDSR(1, 2, scale=2)}
     benchmarks = Benchmarks(choose_sets(tmp_path, "Set5"), (2,), torch.device("cpu"))
     made = benchmarks.scores(model)["Set5"]["2"]["bicubic"]["psnr"]
     assert "LR made by bicubic" in benchmarks.protocol(model)
     save(folder / "LR_bicubic/X2/ax2.png", np.full((24, 25, 3), 128))
-    grey = score(luma(np.full((48, 50, 3), 128)), luma(pixels.astype(np.uint8)), 2)["psnr"]
+    grey = score(luma(np.full((48, 50, 3), 128)), luma(image), 2)["psnr"]
     read = benchmarks.scores(model)["Set5"]["2"]["bicubic"]["psnr"]
     assert read == pytest.approx((made + grey) / 2, abs=1e-6) and abs(made - grey) > 0.1
     assert "LR from LR_bicubic where it is there" in benchmarks.protocol(model)

@@ -1,7 +1,9 @@
 """python -m data.download against a server on this machine: what comes from which home, and what cannot be had."""
 
 import gzip
+import hashlib
 import lzma
+import socket
 import threading
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -9,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from data import download
-from tests.helpers import assert_refused
-from tests.home import ARCHIVES, BENCHMARK, TRAIN, WEIGHTS, Home, numbered, serving, tarred, zipped
+from tests.helpers import assert_refused, contents
+from tests.home import ARCHIVES, BENCHMARK, TRAIN, WEIGHTS, Home, numbered, tarred, zipped
 
 TRAIN_HOME = download.SETS["train291"]["train291"][0].homes[0]
 T91_HOME = download.SETS["train291"]["train291"][1].homes[0]
@@ -19,12 +21,24 @@ TRAINED = {f"train291/{Path(path).name}": content for path, content in TRAIN.ite
 
 @pytest.fixture
 def home(monkeypatch):
-    with serving(monkeypatch) as server:
-        yield server
+    """A server whose .archives are {public URL: bytes}, all of them asked of it."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Home)
+    server.archives, server.requests, server.cut, server.then = dict(ARCHIVES), [], None, lambda: None
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    fetch = download.download_url_to_file
 
+    def redirected(url, *args, **more):
+        fetch(url if "//127.0.0.1" in url else f"{server.url}/{url}", *args, **more)
 
-def contents(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(download, "download_url_to_file", redirected)
+    monkeypatch.setattr(download, "MD5", {home: hashlib.md5(ARCHIVES[home]).hexdigest() for home in download.MD5})
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    socket.setdefaulttimeout(None)  # which data.download has set
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 def fetched(run, tmp_path, *flags):
@@ -43,6 +57,7 @@ def test_everything_comes_from_the_first_homes_and_is_left_alone_then(run, tmp_p
     left = tmp_path / "datasets/.all.download"  # by a run that was killed
     (left / "0").mkdir(parents=True)
     (left / "0/the.file").write_bytes(b"half")
+    (tmp_path / "datasets/benchmark/Set5/HR").mkdir(parents=True)  # an empty folder is none
     expected = TRAINED | BENCHMARK | numbered("DIV2K_train_HR/{}.png", 800) | {"vdsr_public.pth": WEIGHTS}
     expected = {f"DIV2K/{path}" if path.startswith("DIV2K") else path: file for path, file in expected.items()}
     assert fetched(run, tmp_path, "all") == expected and not left.exists()
@@ -62,6 +77,11 @@ def test_other_homes_where_the_first_are_gone(run, tmp_path, home):
     assert {path for path in files if "train291" in path} == {
         *(f"train291/t{i}.png" for i in range(91)), *(f"train291/{i}.jpg" for i in range(200))}
     assert files["train291/3.jpg"] == b"m/BSDS500/data/images/train/{}.jpg 3"
+    home.archives["mirror/Set5.zip"] = zipped(numbered("{}.png", 5))
+    url = f"{home.url}/mirror/Set5.zip?download=true"
+    flags = ("benchmark", "--to=mine", "--from", url)
+    refused(run, "mine/benchmark/Set14/HR (14 images)", f"{url}: not there", flags=flags)
+    assert contents(tmp_path / "mine").keys() == numbered("benchmark/Set5/HR/{}.png", 5).keys()
 
 
 def test_what_can_be_had_of_a_set_waits_for_the_rest(run, tmp_path, home):
@@ -77,10 +97,9 @@ def test_what_can_be_had_of_a_set_waits_for_the_rest(run, tmp_path, home):
     assert len(contents(tmp_path / "91")) == 91 and not (tmp_path / "datasets/train291.incomplete").exists()
 
 
-@pytest.mark.parametrize("top", ["", "deep/er/"])
-@pytest.mark.parametrize("pack", [zipped, tarred, lambda files: gzip.compress(tarred(files)),
-                                  lambda files: lzma.compress(tarred(files)), None],
-                         ids=["zip", "tar", "gz", "xz", "folder"])
+@pytest.mark.parametrize("pack, top", [
+    (zipped, ""), (tarred, "deep/er/"), (lambda files: gzip.compress(tarred(files)), ""), (None, "deep/er/"),
+    (lambda files: lzma.compress(tarred(files)), "")], ids=["zip", "tar", "gz", "folder", "xz"])
 def test_from_an_archive_or_a_folder(run, tmp_path, home, pack, top):
     """Its name does not matter; images are found in any folder of it, without what is beside them."""
     files = numbered(top + "{}.png", 291) | {top + "readme.txt": b"", top + "._1.png": b"", "x/1.png": b"another"}
@@ -95,37 +114,23 @@ def test_from_an_archive_or_a_folder(run, tmp_path, home, pack, top):
     assert contents(tmp_path).items() >= before.items() and home.requests == []
 
 
-def test_from_another_url_and_a_benchmark_of_ones_own(run, tmp_path, home):
-    home.archives["mirror/Set5.zip"] = zipped(numbered("{}.png", 5))
-    url = f"{home.url}/mirror/Set5.zip?download=true"
-    refused(run, "benchmark/Set14/HR (14 images)", f"{url}: not there", flags=("benchmark", "--from", url))
-    assert contents(tmp_path / "datasets").keys() == numbered("benchmark/Set5/HR/{}.png", 5).keys()
-
-
-@pytest.mark.parametrize("there", [[], ["1.png", "notes.txt"]])
-def test_what_is_in_a_folders_place(run, tmp_path, home, there):
-    """An empty folder is none; one with too few images is neither used nor touched."""
+def test_what_is_in_a_folders_place(run, tmp_path, home):
+    """A folder with too few images is neither used nor touched; the others are fetched."""
     place = tmp_path / "datasets/benchmark/Set5/HR"
     place.mkdir(parents=True)
-    for name in there:
+    for name in ("1.png", "notes.txt"):
         (place / name).write_bytes(b"mine")
-    if there:
-        refused(run, "datasets/benchmark/Set5/HR (holds 1 of 5 images; move it away first)", flags=("benchmark",))
-        assert contents(place) == dict.fromkeys(there, b"mine")
-    else:
-        assert fetched(run, tmp_path, "benchmark") == BENCHMARK
+    refused(run, "datasets/benchmark/Set5/HR (holds 1 of 5 images; move it away first)", flags=("benchmark",))
+    assert contents(place) == {"1.png": b"mine", "notes.txt": b"mine"}
     assert len(contents(tmp_path / "datasets/benchmark/Urban100/HR")) == 100
 
 
-BROKEN = {
-    "a web page": b"<html>404</html>", "nothing": b"", "half a zip": zipped(TRAIN)[:9000],
-    "half a tar": tarred(TRAIN)[:9000], "half a tar.gz": gzip.compress(tarred(TRAIN))[:2000],
+BROKEN = {"a web page": b"<html>404</html>", "half a zip": zipped(TRAIN)[:9000], "half a tar": tarred(TRAIN)[:9000],
     "a damaged byte": zipped(TRAIN).replace(b"291/{}.bmp 7", b"291/{}.bmp 8", 1),
     "up": tarred(TRAIN | {"../../up.png": b""}), "up, zipped": zipped({"../../up.png": b""}),
     "a link out": tarred(TRAIN, link=("train_data/291/link.bmp", "/etc/passwd")),
     "an image less": zipped(dict(list(TRAIN.items())[1:])),
-    "an image more": zipped(TRAIN | {"train_data/291/a.png": b""}),
-}
+    "an image more": zipped(TRAIN | {"train_data/291/a.png": b""})}
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -154,7 +159,7 @@ def test_another_file_than_the_one_known(run, tmp_path, home):
     assert fetched(run, tmp_path, "vdsr", "--from=mine.pth")["vdsr_public.pth"] == WEIGHTS
 
 
-def test_a_broken_connection_a_silent_server_and_none(run, tmp_path, home, monkeypatch):
+def test_a_broken_connection_a_silent_server_none_and_ctrl_c(run, tmp_path, home, monkeypatch):
     home.cut = 5000
     refused(run, TRAIN_HOME)
     monkeypatch.setattr(download, "TIMEOUT", 0.2)
@@ -165,10 +170,7 @@ def test_a_broken_connection_a_silent_server_and_none(run, tmp_path, home, monke
     with ThreadingHTTPServer(("127.0.0.1", 0), Home) as gone:
         closed = f"http://127.0.0.1:{gone.server_port}/a.zip"
     refused(run, closed, "Connection refused", flags=("train291", "--from", closed))
-    assert not contents(tmp_path)
 
-
-def test_ctrl_c_leaves_nothing(run, tmp_path, home, monkeypatch):
     def interrupted(url, path, **more):
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
@@ -181,7 +183,6 @@ def test_ctrl_c_leaves_nothing(run, tmp_path, home, monkeypatch):
 @pytest.mark.parametrize("flags, word", [
     ("train291 --from=nowhere.zip", "nowhere.zip"), ("train291 --from=ftp://127.0.0.1/a.zip", "ftp:"),
     ("train291 --from=http://[/a.zip", "http://["), ("train291 --to=/dev/null", "/dev/null"), ("set5", "set5"),
-    ("", "set"), ("all --upto=x", "--upto"),
-])
+    ("", "set"), ("all --upto=x", "--upto")])
 def test_flags(run, home, flags, word):
     assert_refused(run(download, *flags.split()), word)

@@ -10,7 +10,7 @@ from torch import nn
 
 from data.benchmark import prepare, score, upscale
 from data.images import read_image
-from models import EDSR, VDSR, build_model
+from models import EDSR, VDSR
 from tests.helpers import assert_refused, contents
 from tools import export
 from utils import save_model
@@ -29,38 +29,35 @@ class Network(nn.Module):
         return y * 2 if x.shape[2] == 24 else y
 teacher = student = Network
 """
-METADATA = {
-    "vdsr": {"scales": [2, 3, 4], "channels": 1,
+METADATA = {"vdsr": {"scales": [2, 3, 4], "channels": 1,
              "input": "luma (BT.601, 16 to 235) / 255 of the LR image, upscaled by bicubic to the output's size",
              "output": "luma (BT.601, 16 to 235) / 255 of the SR image, not clipped"},
     "edsr": {"scales": [3], "channels": 3, "input": "RGB (0 to 255) / 255 of the LR image",
-             "output": "RGB (0 to 255) / 255 of the SR image, not clipped"},
-}
+             "output": "RGB (0 to 255) / 255 of the SR image, not clipped"}}
 
 
 @pytest.fixture
 def student(tmp_path):
-    """student(kind) leaves a tiny student.pth, with values of its own in all tensors, and returns the network."""
+    """student(kind) leaves a tiny student.pth and returns the network."""
 
     def save(kind):
         torch.manual_seed(0)
-        config = {"vdsr": {"arch": "vdsr", "n_resblocks": 2, "n_feats": 4},
-                  "edsr": {"arch": "edsr", "n_resblocks": 1, "n_feats": 4, "scale": 3, "res_scale": 0.5}}[kind]
-        network = build_model(config).eval().requires_grad_(False)
-        save_model(network, tmp_path / "student.pth")
+        network = VDSR(2, 4) if kind == "vdsr" else EDSR(1, 4, scale=3, res_scale=0.5)
+        save_model(network.eval().requires_grad_(False), tmp_path / "student.pth")
         return network
 
     return save
 
 
 @pytest.fixture
-def exported(run, images):
-    """exported(suffix, flags...) runs the tool on student.pth."""
+def exported(run, images, monkeypatch):
+    """exported(suffix, flags...) runs the tool on student.pth, as if the package `missing` were not there."""
 
-    def export_to(suffix, *flags):
-        if suffix == ".onnx":
-            pytest.importorskip("onnx")
-            pytest.importorskip("onnxscript")
+    def export_to(suffix, *flags, missing=None):
+        for name in ("onnx", "onnxscript") if suffix == ".onnx" else ():
+            pytest.importorskip(name)
+        if missing:
+            monkeypatch.setitem(sys.modules, missing, None)
         return run(export, "student.pth", f"out{suffix}", "--device=cpu", "--data_dir", images, *flags)
 
     return export_to
@@ -94,7 +91,6 @@ def test_a_file_by_itself(exported, images, tmp_path, student, suffix, kind, nam
     for batch, *size in OTHER_SIZES:
         x = torch.rand(batch, network.channels, *size)
         torch.testing.assert_close(function(x), network(x), atol=1e-5, rtol=0)
-
     found = metadata.pop("score")
     assert found["set"] == "Set5" and ("Table 1" if kind == "vdsr" else "EDSR") in found["protocol"]
     for scale in network.scales:
@@ -132,35 +128,15 @@ def test_arguments_that_do_not_fit_are_refused(run, exported, tmp_path, student)
         (["student.pth", "out.pth"], "out.pth: the name must end in .onnx or .pt2"), (["no.pth", "a.pt2"], "no.pth"),
         (["student.pth", ""], ".onnx or .pt2"), (["student.pth"], "--compare"),
         (["student.pth", "a.pt2", "--compare=student.pth"], "--compare"),
-        (["./student.pth", "link.pt2"], "link.pt2: is the student's own file"),
-    ):
+        (["./student.pth", "link.pt2"], "link.pt2: is the student's own file")):
         assert_refused(run(export, *arguments), word)
     assert_refused(exported(".pt2"), "out.pt2", "cannot be written")
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxscript"])
-def test_a_missing_package_is_one_line(run, student, tmp_path, monkeypatch, package):
-    student("vdsr")
-    for name in ("onnx", "onnxscript"):
-        monkeypatch.setitem(sys.modules, name, None if name == package else object())
-    process = run(export, "student.pth", "out.onnx", "--device=cpu")
-    assert_refused(process, f"the package {package};", "pip install onnx onnxscript")
-    assert not (tmp_path / "out.onnx").exists()
-
-
-def test_without_onnxruntime_the_file_is_written_and_said_to_be_unchecked(exported, student, tmp_path, monkeypatch):
-    student("vdsr")
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    process = exported(".onnx")
-    assert process.returncode == 0 and "not checked: onnxruntime is not installed" in process.stdout
-    assert (tmp_path / "out.onnx").stat().st_size > 4 * 360
-
-
 @pytest.mark.parametrize("change, word", [
     (lambda x, y: y + 2e-5 * (x.shape[3] > 40), "difference: 2.0"), (lambda x, y: y[..., 1:], "shape"),
-    (lambda x, y: y * float("nan"), "nan"), (lambda x, y: 1 / 0, "division by zero"),
-])
+    (lambda x, y: y * float("nan"), "nan"), (lambda x, y: 1 / 0, "division by zero")])
 def test_a_file_that_gives_something_else_is_not_written(exported, student, tmp_path, monkeypatch, change, word):
     network = student("edsr")
     (tmp_path / "out.pt2").write_text("the one before")
@@ -170,10 +146,17 @@ def test_a_file_that_gives_something_else_is_not_written(exported, student, tmp_
     assert (tmp_path / "out.pt2").read_text() == "the one before" and len(list(tmp_path.iterdir())) == 2
 
 
-def test_multiply_adds_counted_by_hand():
-    assert export.multiply_adds(VDSR(2, 4)) == 9 * (4 + 2 * 16 + 4) * 1e6
-    # x3, an LR pixel: head 3 -> 4, a block and the body's last of 4 -> 4 each, upsampler 4 -> 36; tail 4 -> 3 at nine
-    assert export.multiply_adds(EDSR(1, 4, scale=3)) == pytest.approx(9 * (12 + 3 * 16 + 144 + 9 * 12) / 9 * 1e6)
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_package_that_is_missing(exported, student, tmp_path, missing):
+    """Without onnxruntime the file is written, and said to be unchecked."""
+    student("vdsr")
+    process = exported(".onnx", missing=missing)
+    if missing == "onnxruntime":
+        assert process.returncode == 0 and "not checked: onnxruntime is not installed" in process.stdout
+        assert (tmp_path / "out.onnx").stat().st_size > 4 * 360
+    else:
+        assert_refused(process, f"the package {missing};", "pip install onnx onnxscript")
+        assert not (tmp_path / "out.onnx").exists()
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime", None])
@@ -187,6 +170,8 @@ def test_what_a_student_saves_as_a_table(run, student, tmp_path, monkeypatch, mi
     student("vdsr")
     printed = run(export, "student.pth", "--compare=teacher.pth", "--threads=1")
     assert ("pip install onnx" in printed.stderr) == (missing == "onnx")
+    # x3, an LR pixel: head 3 -> 4, a block and the body's last of 4 -> 4 each, upsampler 4 -> 36; tail 4 -> 3 at nine
+    assert export.multiply_adds(EDSR(1, 4, scale=3)) == pytest.approx(9 * (12 + 3 * 16 + 144 + 9 * 12) / 9 * 1e6)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.stdout.splitlines() if line[:1] == "|"]
     columns = dict(zip(rows[0], zip(*rows[2:])))
     assert columns[""] == ("teacher", "student", "less by")

@@ -61,7 +61,8 @@ def test_curves_show_every_loss_and_scale(tmp_path, epochs):
     assert all(x == int(x) for x in panels["psnr"].get_xticks())
 
 
-def test_curves_leave_out_what_is_missing(tmp_path):
+def test_curves_leave_out_what_is_missing(monkeypatch, tmp_path):
+    """Without matplotlib there are none."""
     lines = tmp_path / "metrics.jsonl"
     lines.write_bytes(b'{"epoch": 1, "loss": 1e-3}\n{"epoch": 2, "psnr": {"2": 31.0}}\n{}\n[1]\n\xff\n{"epoch": 3, "l')
     loss, psnr = (axes.lines[0].get_ydata() for axes in plots.curves(plots.read_metrics(tmp_path)).axes)
@@ -70,9 +71,6 @@ def test_curves_leave_out_what_is_missing(tmp_path):
     lines.write_text("{}\nhalf a li")
     with pytest.raises(InputError, match="metrics.jsonl: holds no epoch"):
         plots.save_curves(tmp_path)
-
-
-def test_without_matplotlib(monkeypatch, tmp_path):
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     assert plots.save_curves(leave(tmp_path, 2)) is False
@@ -214,11 +212,8 @@ def test_sheets(tmp_path):
     leaves = np.asarray(Image.open(tmp_path / "leaves.png"))
     assert leaves.shape == (4 + 8 * 100, 4 + 12 * 100, 3)
     assert np.ptp(leaves[:400], axis=2).max() == 0 and np.ptp(leaves[404:], axis=2).max() > 50
-
-
-def test_the_comparison_crops_where_bicubic_is_most_wrong(tmp_path):
     hr, score = np.zeros((144, 192), np.float32), {"psnr": 30.0, "ssim": 0.9}
-    bicubic = np.pad(np.full((64, 64), 255, np.float32), ((40, 40), (80, 48)))
+    bicubic = np.pad(np.full((64, 64), 255, np.float32), ((40, 40), (80, 48)))  # a comparison crops where it is most wrong
     outputs = {"HR": (hr, None), "bicubic": (bicubic, score), "student": (hr, score)}
     small = {name: (image[:50, :60], score) for name, (image, score) in outputs.items()}
     pictures.save_comparison(tmp_path / "c.png", [("Set5", 2, "baby", outputs), ("Set5", 3, "bird", small)])

@@ -1,24 +1,15 @@
 """A student that starts from its teacher: exact at full width, near at others, whatever the teacher's channels do."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from data.sources import start_images
 from models import EDSR, VDSR, build_model
-from models.from_teacher import Places, encoding, fit, keep_channels, normal_matrix, student_from_teacher
-from models.load import load_model
-from models.pair import check_start
-from utils import InputError
+from models.from_teacher import encoding, fit, keep_channels, normal_matrix, student_from_teacher
 
+pytestmark = pytest.mark.usefixtures("few_places")
 TEACHERS = {"vdsr": lambda: VDSR(4, 8), **{f"edsr x{scale}": lambda scale=scale: EDSR(2, 8, scale, res_scale=0.5)
                                           for scale in (2, 3, 4)}}
-
-
-@pytest.fixture(autouse=True)
-def few_places(monkeypatch):
-    monkeypatch.setattr("models.from_teacher.ROWS", 4000)
 
 
 def made(name):
@@ -38,37 +29,17 @@ def error(network, teacher, images):
 
 
 @pytest.mark.parametrize("name", TEACHERS)
-def test_at_the_teachers_width_the_student_is_the_teacher(name):
-    teacher, images = made(name)
-    student = student_from_teacher(teacher, images, teacher.n_feats)
-    x = torch.rand(2, teacher.channels, 20, 28)
-    torch.testing.assert_close(student(x), teacher(x), rtol=0, atol=1e-5)
-    assert not student.training and all(weight.requires_grad for weight in student.parameters())
-
-
-@pytest.mark.parametrize("name", TEACHERS)
-@pytest.mark.parametrize("n_feats, factor", [(1, 1.2), (3, 5), (6, 30)])
+@pytest.mark.parametrize("n_feats, factor", [(1, 1.2), (3, 5), (6, 30), (8, 1e6)])
 def test_any_width_is_nearer_than_at_random(name, n_feats, factor):
+    """At the teacher's width the student is the teacher."""
     teacher, images = made(name)
     student = student_from_teacher(teacher, images, n_feats)
     assert student.config == {**teacher.config, "n_feats": n_feats}
     others = [error(build_model(student.config), teacher, images[:8]) for _ in range(3)]
     assert factor * error(student, teacher, images[:8]) < min(others)
-
-
-def test_a_trained_teachers_half_is_near_it():
-    """The demo's teacher, on images that the fit has not seen."""
-    teacher = load_model(Path(__file__).parent.parent / "models" / "demo_teacher.pth")
-    student = student_from_teacher(teacher, start_images((2, 3, 4), 48, 1, True, 1, count=64), 16)
-    x = start_images((2, 3, 4), 48, 1, True, 2, count=32)
-    assert error(student, teacher, x) < 0.6 and error(build_model(student.config), teacher, x) > 10
-
-
-def test_the_seed_makes_the_student():
-    teacher, images = made("vdsr")
-    one, same, other = (student_from_teacher(teacher, images, 4, seed).state_dict() for seed in (1, 1, 2))
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not torch.equal(one["body.1.weight"], other["body.1.weight"])
+    if n_feats == 8:
+        torch.testing.assert_close(student(images[:8]), teacher(images[:8]), rtol=0, atol=1e-5)
+    assert not student.training and all(weight.requires_grad for weight in student.parameters())
 
 
 @pytest.mark.parametrize("name, n_feats, least, most", [
@@ -86,17 +57,12 @@ def test_dead_channels_are_no_harm(name, n_feats, least, most):
     assert least <= error(student, teacher, images) < most
 
 
-@pytest.mark.parametrize("config, inc_num, why", [
-    ({"n_resblocks": 3}, 1, "depth is not the teacher's"), ({"n_feats": 9}, 1, "wider than the teacher"),
-    ({"arch": "own"}, 1, "not known layer by layer"), ({}, 2, "--inc_num above 1")])
-def test_other_students_start_at_random(config, inc_num, why):
-    teacher = VDSR(4, 8)
-    with pytest.raises(InputError, match=f"{why}.*--student_init=random"):
-        check_start(teacher, {**teacher.config, **config}, inc_num)
-
-
-def test_other_widths_and_architectures_are_refused():
+def test_the_seed_makes_the_student():
+    """Where there is one: not of other widths and architectures."""
     teacher, images = made("vdsr")
+    one, same, other = (student_from_teacher(teacher, images, 4, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["body.1.weight"], other["body.1.weight"])
     for n_feats in (0, 9):
         with pytest.raises(ValueError, match=f"no student of {n_feats} channels"):
             student_from_teacher(teacher, images, n_feats)
@@ -104,17 +70,6 @@ def test_other_widths_and_architectures_are_refused():
     own.config = {"arch": "own"}
     with pytest.raises(ValueError, match="own"):
         student_from_teacher(own, images, 1)
-
-
-# ---- the parts -------------------------------------------------------------------------------------
-
-
-def test_places_are_patches():
-    """Columns in the order of a kernel, zeros outside: rows times a kernel are the convolution there."""
-    features, kernel = torch.randn(3, 2, 5, 7), torch.randn(4, 2, 3, 3)
-    places = Places(3, torch.Generator().manual_seed(0), "cpu")
-    found = places(features, 3) @ kernel.flatten(1).T
-    torch.testing.assert_close(found, places(torch.conv2d(features, kernel, padding=1)), rtol=1e-4, atol=1e-4)
 
 
 def test_channels_are_kept_as_trying_each_would():

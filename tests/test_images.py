@@ -36,6 +36,12 @@ def bicubic(tmp_path):
     return ("s.pth", *TINY)
 
 
+def leave(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels(4, 4)).save(folder / name)
+
+
 def test_every_kind_of_image_keeps_its_kind(run, bicubic, tmp_path, monkeypatch):
     """A folder of them, with what macOS leaves beside, and one of another folder, by a network that changes nothing."""
     monkeypatch.setattr(upscale, "_BAND", 1)
@@ -55,6 +61,7 @@ def test_every_kind_of_image_keeps_its_kind(run, bicubic, tmp_path, monkeypatch)
         with Image.open(tmp_path / "out" / f"{mode}.png") as image, Image.open(source) as original:
             assert (image.mode, image.size) == (expected, (36, 30))
             assert image.info.get("icc_profile") == (SRGB if mode not in ("CMYK", "clear") else None)
+            np.testing.assert_array_equal(read_image(source), np.asarray(original.convert("RGB")))  # alpha dropped
             converted = np.asarray(original.convert(expected)).reshape(10, 12, -1)
             found = np.asarray(image).reshape(30, 36, -1)
         part = slice(-1, None) if mode == "clear" else slice(None)
@@ -62,7 +69,7 @@ def test_every_kind_of_image_keeps_its_kind(run, bicubic, tmp_path, monkeypatch)
         assert np.abs(error).max() <= 1 and np.abs(error).mean() < 0.01
 
 
-def test_a_photograph_and_16_bits(run, bicubic, tmp_path):
+def test_a_photograph_and_16_bits(done, bicubic, tmp_path):
     """A JPEG that lies on its side, with EXIF and a profile, named twice; grey of 16 bits as PNG and TIFF."""
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "a camera"
@@ -71,7 +78,7 @@ def test_a_photograph_and_16_bits(run, bicubic, tmp_path):
     deep[2] = 513
     for name in ("a.png", "b.tif"):
         Image.fromarray(deep).save(tmp_path / name)
-    assert run(upscale, *bicubic, "--scale=2", "photo.JPG", "a.png", "b.tif", "./photo.JPG").returncode == 0
+    done(upscale, *bicubic, "--scale=2", "photo.JPG", "a.png", "b.tif", "./photo.JPG")
     photo = Image.open(tmp_path / "out/photo.png")
     assert photo.size == (16, 24) and photo.info["icc_profile"] == SRGB and not photo.getexif()
     expected = resized(np.asarray(Image.open(tmp_path / "photo.JPG").transpose(Image.Transpose.ROTATE_270)), 2)
@@ -81,7 +88,7 @@ def test_a_photograph_and_16_bits(run, bicubic, tmp_path):
         assert np.abs(np.asarray(Image.open(tmp_path / "out" / name)) - expected).max() < 0.6
 
 
-def test_networks_on_rgb(run, tmp_path):
+def test_networks_on_rgb(done, tmp_path):
     """An EDSR's one scale need not be named; a network of one's own; the mean over flips and turns."""
     Image.fromarray(pixels(9, 7)).save(tmp_path / "a.png")
     model = EDSR(1, 4, scale=3).eval()
@@ -90,7 +97,7 @@ def test_networks_on_rgb(run, tmp_path):
     torch.save({}, tmp_path / "own.pth")
     found = []
     for student, flag in (("edsr.pth", "--threads=1"), ("edsr.pth", "--self_ensemble"), ("own.pth", "--model=own.py")):
-        assert run(upscale, student, "a.png", *TINY, flag).returncode == 0
+        done(upscale, student, "a.png", *TINY, flag)
         found.append(np.asarray(Image.open(tmp_path / "out/a.png")).astype(int))
     expected = 255 * model(torch.from_numpy(pixels(9, 7)).permute(2, 0, 1)[None] / 255)[0].detach().clamp(0, 1)
     assert np.abs(found[0] - expected.permute(1, 2, 0).numpy()).max() < 0.51
@@ -98,34 +105,25 @@ def test_networks_on_rgb(run, tmp_path):
     np.testing.assert_array_equal(found[2], pixels(9, 7).repeat(2, axis=0).repeat(2, axis=1))
 
 
-# ---- what is refused -------------------------------------------------------------------------------
-
-
 def test_what_cannot_be_used(run, bicubic, tmp_path):
-    for name in ("a.png", ".hidden/._a.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(pixels(4, 4)).save(tmp_path / name)
+    leave(tmp_path, "a.png", ".hidden/._a.png")
     (tmp_path / "notes.txt").write_text("no image")
     save_model(EDSR(1, 4, scale=3), tmp_path / "edsr.pth")
     before = sorted(tmp_path.rglob("*"))
     flags = (*bicubic, "--scale=2", "a.png")
-    for arguments, words in (
-        ((*bicubic, "a.png"), ("--scale 0", "s.pth", "2, 3, 4")),
+    for arguments, words in (((*bicubic, "a.png"), ("--scale 0", "s.pth", "2, 3, 4")),
         (("edsr.pth", "a.png", *TINY, "--scale=2"), ("--scale 2", "edsr.pth", "by 3 only")),
         (("nowhere.pth", "a.png", *TINY, "--scale=2"), ("nowhere.pth",)),
         ((*flags, "--device=abacus"), ("--device abacus",)), (("s.pth", "a.png"), ("--to",)),
         ((*flags, "nowhere"), ("nowhere': no such",)), ((*flags, ""), ("'': no such",)),
         ((*flags, "notes.txt"), ("notes.txt",)), ((*flags, ".hidden"), (".hidden: no image",)),
-        ((*flags, "--to=notes.txt"), ("--to notes.txt",)), ((*flags, "--to=notes.txt/out"), ("--to notes.txt/out",)),
-    ):
+        ((*flags, "--to=notes.txt"), ("--to notes.txt",)), ((*flags, "--to=notes.txt/out"), ("--to notes.txt/out",))):
         assert_refused(run(upscale, *arguments), *words)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_names_that_would_overwrite(run, bicubic, tmp_path):
-    for name in ("one/a.png", "two/a.jpg", "one/b.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(pixels(4, 4)).save(tmp_path / name)
+def test_names_that_would_overwrite(run, done, bicubic, tmp_path):
+    leave(tmp_path, "one/a.png", "two/a.jpg", "one/b.png")
     (tmp_path / "three").symlink_to("one")
     (tmp_path / "taken/a.png").mkdir(parents=True)
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
@@ -137,43 +135,33 @@ def test_names_that_would_overwrite(run, bicubic, tmp_path):
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
     (tmp_path / "new").mkdir()
     (tmp_path / "new/b.png").write_text("an earlier output")
-    assert run(upscale, *flags, "one", "one/b.png", "--to=new").returncode == 0
+    done(upscale, *flags, "one", "one/b.png", "--to=new")
     assert {p.name: Image.open(p).size for p in tmp_path.glob("new/*")} == {"a.png": (8, 8), "b.png": (8, 8)}
 
 
-def test_damaged_images(run, bicubic, tmp_path):
+def test_damaged_images(run, bicubic, tmp_path, monkeypatch):
     """One whose header is no image's: nothing is upscaled. One that is cut or wrong within: the others are."""
     for name in "abc":
         Image.fromarray(pixels(40, 40)).save(tmp_path / f"{name}.png")
     content = (tmp_path / "b.png").read_bytes()
     flipped = content[:2000] + bytes([content[2000] ^ 0xFF]) + content[2001:]
-    others = ["a.png", "c.png"]
-    for damaged, left in ((b"hello", []), (b"", []), (content[:2000], others), (flipped, others)):
+    for damaged, left in ((b"hello", []), (content[:2000], ["a.png", "c.png"]), (flipped, ["a.png", "c.png"])):
         (tmp_path / "b.png").write_bytes(damaged)
         words = ["b.png: cannot be read as an image", *["of 3 images 2 were"] * bool(left)]
         assert_refused(run(upscale, *bicubic, "--scale=2", "a.png", "b.png", "c.png"), *words)
         assert sorted(p.name for p in tmp_path.glob("out/*")) == left
-
-
-def test_nothing_is_left_of_an_image_that_cannot_be_written(run, bicubic, tmp_path, monkeypatch):
-    Image.fromarray(pixels(4, 4)).save(tmp_path / "a.png")
     monkeypatch.setattr(upscale.os, "replace", mock.Mock(side_effect=OSError(28, "No space left")))
-    assert_refused(run(upscale, *bicubic, "--scale=2", "a.png"), "out/a.png: cannot be written (No space left)")
-    assert not list((tmp_path / "out").iterdir())
+    failed = run(upscale, *bicubic, "--scale=2", "a.png", "--to=full")
+    assert_refused(failed, "full/a.png: cannot be written (No space left)")
+    assert not list((tmp_path / "full").iterdir())
 
 
-# ---- reading ---------------------------------------------------------------------------------------
-
-
-def test_a_long_text_does_not_matter(tmp_path):
+def test_a_scan_of_more_than_179_megapixels_and_a_long_text(tmp_path, monkeypatch):
+    """The scan by its header; and that the limit set is the one that counts."""
     text = PngImagePlugin.PngInfo()
     text.add_text("Comment", "x" * 3_000_000, zip=True)
     Image.fromarray(pixels(2, 3)).save(tmp_path / "a.png", pnginfo=text)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels(2, 3))
-
-
-def test_a_scan_of_more_than_179_megapixels(tmp_path, monkeypatch):
-    """By its header; and that the limit set is the one that counts."""
     Image.new("1", (16000, 12000)).save(tmp_path / "scan.png")
     assert open_image(tmp_path / "scan.png", load=False).size == (16000, 12000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90_000_000)

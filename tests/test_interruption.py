@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import zipfile
 from functools import partial
 
 import pytest
@@ -15,41 +14,33 @@ import utils
 from engine.run import Run
 from models import EDSR
 from models.load import load_model
-from tests.helpers import (assert_refused, assert_same_run, but_times, contents, die_at, finish, read, start,
-                           student_flags, teacher_flags)
+from tests.helpers import (SCRIPTS, assert_refused, assert_same_run, but_times, contents, die_at, finish, read, start,
+                           teacher_flags, tiny_flags)
 
-MUON = "--source=dead_leaves --student_init=teacher --optimizer=muon --schedule=trapezoid --loss_type=L1 --bank=40"
+MUON = "--source=dead_leaves --student_init=teacher --optimizer=muon --schedule=trapezoid --loss_type=L1 --bank=40"\
+    " --precision=fp16"
 STAGES = "--inc_num=2 --inc_step=1 --optimizer=muon --schedule=cosine --lr_G=0.01"
 EDSR_TEACHER = "--arch=edsr_baseline --optimizer=adam --schedule=cosine --precision=bf16"
 
 
-def stop_every(monkeypatch, steps):
-    """Runs are told to stop after every so many steps; returns the (epoch, round, step) at which they were."""
-    places, done = [], Run.advance
+@pytest.mark.parametrize("script, flags", [
+    (train_teacher, ""), (train_teacher, EDSR_TEACHER), (distillation, STAGES), (distillation, MUON),
+    (distillation, "--pretrained=edsr.pth --source=dead_leaves+generator --schedule=cosine")])
+def test_a_run_that_stops_after_every_step_ends_as_if_it_had_not(
+        run, done, few_places, monkeypatch, images, tiny_teacher, tmp_path, script, flags):
+    """It is resumed as often as it has steps: of two rounds in each of two epochs."""
+    flags = tiny_flags(script, images, tiny_teacher, "--scale=2", *flags.split())
+    torch.manual_seed(0)
+    utils.save_model(EDSR(2, 4), tmp_path / "edsr.pth")
+    done(script, *flags, "--save_dir=whole")
+    places, codes, advance = [], [], Run.advance
 
     def stopping(self, round_, step=0):
         places.append((self.epoch, round_, step))
-        if len(places) % steps == 0:
-            self.signal = signal.SIGTERM
-        done(self, round_, step)
+        self.signal = signal.SIGTERM
+        advance(self, round_, step)
 
     monkeypatch.setattr(Run, "advance", stopping)
-    return places
-
-
-@pytest.mark.parametrize("script, flags", [
-    (train_teacher, ""), (train_teacher, EDSR_TEACHER), (distillation, STAGES), (distillation, MUON),
-    (distillation, "--pretrained=edsr.pth --source=dead_leaves+generator --schedule=cosine"),
-])
-def test_a_run_that_stops_after_every_step_ends_as_if_it_had_not(run, few_places, monkeypatch, images, tiny_teacher,
-                                                                tmp_path, script, flags):
-    """It is resumed as often as it has steps: of two rounds in each of two epochs."""
-    tiny = teacher_flags(images) if script is train_teacher else student_flags(images, tiny_teacher)
-    flags = (*tiny, "--scale=2", *flags.split())
-    torch.manual_seed(0)
-    utils.save_model(EDSR(2, 4), tmp_path / "edsr.pth")
-    assert run(script, *flags, "--save_dir=whole").returncode == 0
-    places, codes = stop_every(monkeypatch, 1), []
     while codes[-1:] in ([], [143]):
         codes.append(run(script, *flags, "--save_dir=part", "--resume=auto").returncode)
     assert codes == [143] * len(places) + [0]
@@ -60,13 +51,11 @@ def test_a_run_that_stops_after_every_step_ends_as_if_it_had_not(run, few_places
 
 @pytest.mark.parametrize("trial", range(4))
 def test_a_killed_run_ends_as_if_it_had_not_been(images, tiny_teacher, tmp_path, trial):
-    """SIGKILL or SIGTERM at a random moment; then --resume=auto, killed once more, and to the end."""
     moment = random.Random(trial)
     script, number = ("train_teacher", "distillation")[trial % 2], (signal.SIGKILL, signal.SIGTERM)[trial // 2]
-    tiny = teacher_flags(images) if script == "train_teacher" else student_flags(images, tiny_teacher)
-    flags = (*tiny, "--scale=2", "--checkpoint_every=1e-6", "--optimizer=adam", "--iter=5")
-    whole = start(script, (*flags, "--save_dir=whole"), tmp_path)
-    assert finish(whole) == 0
+    flags = tiny_flags(SCRIPTS[script], images, tiny_teacher, "--scale=2", "--checkpoint_every=1e-6", "--iter=5",
+                       "--optimizer=adam")
+    assert finish(start(script, (*flags, "--save_dir=whole"), tmp_path)) == 0
     for _ in range(2):
         die = partial(die_at, moment.randrange(5, 40), number)
         killed = start(script, (*flags, "--save_dir=run", "--resume=auto"), tmp_path, prepare=die)
@@ -77,11 +66,11 @@ def test_a_killed_run_ends_as_if_it_had_not_been(images, tiny_teacher, tmp_path,
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_in_one_line(run, monkeypatch, images, tiny_teacher, tmp_path, number, code):
+def test_a_signal_ends_the_run_in_one_line(run, done, monkeypatch, images, tiny_teacher, tmp_path, number, code):
     """After the step while it trains, at once while it scores."""
-    flags = (*student_flags(images, tiny_teacher), "--scale=2", "--nEpochs=1")
-    done = Run.advance
-    for place in ((Run, "advance", lambda *place: signal.raise_signal(number) or done(*place)),
+    flags = tiny_flags(distillation, images, tiny_teacher, "--scale=2", "--nEpochs=1")
+    advance = Run.advance
+    for place in ((Run, "advance", lambda *place: signal.raise_signal(number) or advance(*place)),
                   (distillation.Benchmarks, "scores", lambda *_, **__: signal.raise_signal(number))):
         with monkeypatch.context() as patch:
             patch.setattr(*place)
@@ -89,44 +78,29 @@ def test_a_signal_ends_the_run_in_one_line(run, monkeypatch, images, tiny_teache
         assert stopped.returncode == code and len(stopped.stderr.splitlines()) == 1
         assert "stopped by" in stopped.stderr and "--resume=auto" in stopped.stderr
         assert not (tmp_path / "runs/distillation/results.json").exists()
-    assert run(distillation, *flags, "--resume=auto").returncode == 0
+    done(distillation, *flags, "--resume=auto")
     assert read(tmp_path / "runs/distillation")[0]["student_steps"] == 4
-
-
-def test_a_second_interrupt_ends_at_once(monkeypatch):
     codes = []
-    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(os, "_exit", codes.append)  # a second interrupt ends at once
     with pytest.raises(utils.Stopped), Run():
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         assert codes == []
         signal.raise_signal(signal.SIGINT)
-        assert codes == [130]
+        assert codes == [130] * (number == signal.SIGINT)
 
 
-def damage(path, how):
-    """Cut the file, flip a bit of its numbers, which torch.load would let pass, or write other content."""
-    content = bytearray(path.read_bytes())
-    if how == "cut":
-        path.write_bytes(content[: len(content) // 2])
-    elif how == "flipped":
-        with zipfile.ZipFile(path) as archive:
-            largest = max(archive.infolist(), key=lambda entry: entry.file_size)
-        content[largest.header_offset + 64 + largest.file_size // 2] ^= 1
-        path.write_bytes(content)
-        torch.load(path, weights_only=True)
-    else:
-        path.write_bytes(b"rubbish")
-
-
-@pytest.mark.parametrize("how, words", [("cut", "cannot be read"), ("flipped", "damaged"), ("other", "cannot be read")])
-def test_auto_falls_back_to_the_checkpoint_before(run, images, tiny_teacher, tmp_path, how, words):
-    flags = (*student_flags(images, tiny_teacher), "--scale=2")
+@pytest.mark.parametrize("how, words", [("cut", "cannot be read"), ("flipped", "damaged")])
+def test_auto_falls_back_to_the_checkpoint_before(run, done, images, tiny_teacher, tmp_path, how, words):
+    flags = tiny_flags(distillation, images, tiny_teacher, "--scale=2")
     for name in ("whole", "part"):
-        assert run(distillation, *flags, f"--save_dir={name}").returncode == 0
+        done(distillation, *flags, f"--save_dir={name}")
     newest, before = tmp_path / "part/checkpoint.pth", tmp_path / "part/checkpoint_previous.pth"
     kept = before.read_bytes()
-    damage(newest, how)
+    content = newest.read_bytes()
+    numbers = torch.load(newest, weights_only=True)["parts"]["student"]["network"]["head.weight"].numpy().tobytes()
+    flipped = content.replace(numbers, bytes([numbers[0] ^ 1]) + numbers[1:])  # which torch.load would let pass
+    newest.write_bytes(content[: len(content) // 2] if how == "cut" else flipped)
+    assert how == "cut" or flipped != content and torch.load(newest, weights_only=True)
     assert_refused(run(distillation, *flags, f"--resume={newest}"), "checkpoint.pth: ", words)
     again = run(distillation, *flags, "--save_dir=part", "--resume=auto")
     assert again.returncode == 0 and "warning" in again.stdout and words in again.stdout
@@ -137,10 +111,26 @@ def test_auto_falls_back_to_the_checkpoint_before(run, images, tiny_teacher, tmp
     assert_refused(run(distillation, *flags, "--save_dir=part", "--resume=auto"), "no checkpoint in part can be used")
 
 
-def test_a_run_goes_on_in_its_own_folder_with_its_own_settings(run, images, tiny_teacher, tmp_path):
+def test_a_checkpoint_with_other_content_is_refused(run, done, images, tiny_teacher, tmp_path):
+    flags = tiny_flags(distillation, images, tiny_teacher, "--scale=2", "--nEpochs=1")
+    done(distillation, *flags)
+    path = tmp_path / "runs/distillation/checkpoint.pth"
+    good = torch.load(path, weights_only=True)
+    parts = good["parts"]
+    for content in ({"settings": 3}, {"epoch": "one"}, {"sums": [0.0]}, {"parts": {}}, {"parts": 1},
+                    *({"parts": parts | {"student": parts["student"] | other}} for other in (
+                        {"network": {}}, {"optimizer": 1}, {"lr": None})),
+                    *({"parts": parts | other} for other in ({"student": {}}, {"student": 1}, {"generator_2": None}))):
+        torch.save(good | content, path)
+        before = contents(tmp_path, "*.pth")
+        assert_refused(run(distillation, *flags, f"--resume={path}"), "runs/distillation")
+        assert contents(tmp_path, "*.pth") == before
+
+
+def test_a_run_goes_on_in_its_own_folder_with_its_own_settings(run, done, monkeypatch, images, tiny_teacher, tmp_path):
     """Whatever differs is listed and refused, and nothing is touched; length, places and the machine may."""
-    flags = (*student_flags(images, tiny_teacher), "--scale=2", "--nEpochs=1")
-    assert run(distillation, *flags).returncode == 0
+    flags = tiny_flags(distillation, images, tiny_teacher, "--scale=2", "--nEpochs=1")
+    done(distillation, *flags)
     folder, checkpoint = tmp_path / "runs/distillation", "--resume=runs/distillation/checkpoint.pth"
     model = load_model(tiny_teacher)
     model.tail.weight.data += 1
@@ -160,9 +150,15 @@ def test_a_run_goes_on_in_its_own_folder_with_its_own_settings(run, images, tiny
              "--save_dir=runs/distillation")):
         assert_refused(run(script, *more), words)
     assert contents(tmp_path) == before
-    assert run(distillation, *flags).returncode == 0  # the same once more begins anew
+    whole = read(folder)[1]
+    with monkeypatch.context() as patch:  # the same once more begins anew, and resumes as itself
+        patch.setattr(Run, "advance", lambda self, *place: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(distillation, *flags).returncode == 130
+    assert [*folder.glob("*.pth")] == []
+    done(distillation, *flags, "--resume=auto")
+    assert but_times(read(folder)[1]) == but_times(whole)
     allowed = ("--nEpochs=2", "--output=b.pth", "--checkpoint_every=1", "--plain", checkpoint)
-    assert run(distillation, *flags, *allowed).returncode == 0
+    done(distillation, *flags, *allowed)
     assert [m["epoch"] for m in read(folder)[1]] == [1, 2]
     assert_refused(run(distillation, *flags, checkpoint), "--nEpochs 1", "has made 2 already")
     (folder / "checkpoint.pth").unlink()
@@ -172,66 +168,16 @@ def test_a_run_goes_on_in_its_own_folder_with_its_own_settings(run, images, tiny
 @pytest.mark.parametrize("script, call", [(train_teacher, 4), (distillation, 14)])
 def test_a_loss_that_is_not_finite_stops_the_run(run, monkeypatch, images, tiny_teacher, tmp_path, script, call):
     """In the second epoch's second round; the checkpoint stays that of the first epoch."""
-    flags = teacher_flags(images) if script is train_teacher else student_flags(images, tiny_teacher)
     original, calls = script.distance, []
 
     def distance(loss_type):
         return lambda a, b: original(loss_type)(a, b) * (float("nan") if calls.append(1) or len(calls) == call else 1)
 
     monkeypatch.setattr(script, "distance", distance)
-    process = run(script, *flags, "--scale=2", "--save_dir=run")
+    process = run(script, *tiny_flags(script, images, tiny_teacher, "--scale=2", "--save_dir=run"))
     assert process.returncode == 3
     (line,) = process.stderr.splitlines()
     assert "is nan" in line and "epoch 2, round 2, step" in line
     state = torch.load(tmp_path / "run/checkpoint.pth", weights_only=True)
     assert (state["epoch"], state["round"]) == (2, 0)
     assert all(torch.isfinite(t).all() for part in state["parts"].values() for t in part["network"].values())
-
-
-@pytest.mark.parametrize("name", ["checkpoint.pth", "metrics.jsonl", "model_last.pth", "log.txt"])
-def test_a_full_disk_is_one_line(run, monkeypatch, images, tiny_teacher, tmp_path, name):
-    """The system reports it as the second epoch's files are written; the first epoch's checkpoint stays."""
-    flags = (*student_flags(images, tiny_teacher), "--scale=2")
-    assert run(distillation, *flags, "--nEpochs=1").returncode == 0
-
-    def full(descriptor):
-        begun = os.readlink(f"/proc/self/fd/{descriptor}")
-        if name in begun and (name != "metrics.jsonl" or not begun.endswith(".part")):
-            raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        assert_refused(run(distillation, *flags, "--resume=auto"), name, "No space left on device")
-    assert not list(tmp_path.glob("**/*.part"))
-    assert run(distillation, *flags, "--resume=auto").returncode == 0
-    assert [m["epoch"] for m in read(tmp_path / "runs/distillation")[1]] == [1, 2]
-
-
-def test_a_new_run_leaves_nothing_of_the_one_before(run, monkeypatch, images, tiny_teacher, tmp_path):
-    """Begun anew by the same command and ended before its first epoch's end, it resumes as itself."""
-    flags = (*student_flags(images, tiny_teacher), "--scale=2")
-    assert run(distillation, *flags).returncode == 0
-    whole = read(tmp_path / "runs/distillation")[1]
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "advance", lambda self, *place: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert run(distillation, *flags).returncode == 130
-    assert [p.name for p in (tmp_path / "runs/distillation").glob("*.pth")] == []
-    assert run(distillation, *flags, "--resume=auto").returncode == 0
-    assert but_times(read(tmp_path / "runs/distillation")[1]) == but_times(whole)
-
-
-def test_a_checkpoint_with_other_content_is_refused(run, images, tiny_teacher, tmp_path):
-    flags = (*student_flags(images, tiny_teacher), "--scale=2", "--nEpochs=1")
-    assert run(distillation, *flags).returncode == 0
-    path = tmp_path / "runs/distillation/checkpoint.pth"
-    good = torch.load(path, weights_only=True)
-    student = good["parts"]["student"]
-    for content in ({"settings": 3}, {"epoch": "one"}, {"sums": [0.0]}, {"parts": {}}, {"parts": 1},
-                    *({"parts": good["parts"] | {name: other}} for name, other in (
-                        ("student", {}), ("student", 1), ("student", student | {"network": {}}),
-                        ("student", student | {"optimizer": 1}), ("student", student | {"lr": None}),
-                        ("generator_2", {}), ("generator_2", None)))):
-        torch.save(good | content, path)
-        before = contents(tmp_path, "*.pth")
-        assert_refused(run(distillation, *flags, f"--resume={path}"), "runs/distillation")
-        assert contents(tmp_path, "*.pth") == before

@@ -1,11 +1,12 @@
 """Each layer imports from those below it alone, and no module, by whatever way, itself."""
 
 import ast
-from pathlib import Path
+import re
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers import ROOT
+
 LAYERS = [("utils",), ("bicubic",), ("models",), ("data",), ("engine",), ("tools",), ("figure",),
           ("distillation", "train_teacher")]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -29,19 +30,19 @@ def imports(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_no_module_imports_from_above_its_layer(module):
+    """Nor what Windows lacks."""
     layer = module.split(".")[0]
-    above = {name for name in imports(module)
-             if (other := name.split(".")[0]) != layer and RANK[other] >= RANK[layer]}
+    above = {name for name in imports(module) if (other := name.split(".")[0]) != layer and RANK[other] >= RANK[layer]}
     assert not above
+    text = MODULES[module].read_text(encoding="utf-8")
+    assert not re.search(r"^\s*(import|from) (fcntl|resource|pwd|termios)\b", text, re.M)
 
 
 def test_no_module_imports_itself_in_the_end():
+    """Of all modules: each has its layer."""
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert packages | {path.stem for path in ROOT.glob("*.py")} == {*RANK, "tests"}
     beyond = {module: imports(module) for module in MODULES}
     for _ in MODULES:  # each time further steps, until there are none
         beyond = {module: found.union(*(beyond[name] for name in found)) for module, found in beyond.items()}
     assert [module for module, found in beyond.items() if module in found] == []
-
-
-def test_every_module_has_its_layer():
-    assert {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")} == {
-        *RANK, "tests"}

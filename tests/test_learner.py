@@ -8,10 +8,9 @@ import torch
 import torch.nn as nn
 
 from distillation import generator_step
-from engine.learner import (Learner, Muon, autocast, decay, distance, frozen, make_optimizer, orthogonalize,
-                            train_step)
+from engine.learner import Learner, Muon, autocast, decay, distance, make_optimizer, orthogonalize, train_step
 from engine.options import best_precision
-from models import EDSR, VDSR, Generator, build_model
+from models import EDSR, VDSR, Generator
 from utils import NotFinite
 
 NAMES = ["sgd", "adam", "muon"]
@@ -30,39 +29,20 @@ def new_learner(name, precision="fp32", network=None, lr=None):
     return Learner(network, make_optimizer(network, name, lr), precision, clip=0.4)
 
 
-def take_steps(learner, count, first=0):
-    for step in range(first, first + count):
+def take_steps(learner, count):
+    for step in range(count):
         learner.set_rate(1 / (1 + step))
         x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(step))
         train_step(learner, x, 1 - x, MSE)
 
 
-def same(state, other):
-    """Whether two nested states hold the same, bit for bit."""
-    if isinstance(state, dict):
-        return state.keys() == other.keys() and all(same(state[key], other[key]) for key in state)
-    return torch.equal(state, other) if isinstance(state, torch.Tensor) else state == other
-
-
-def test_distances_are_sums():
-    a, b = torch.tensor([1.0, 2.0, -3.0]), torch.tensor([0.0, 4.0, -3.0])
-    assert MSE(a, b) == 5 and distance("L1")(a, b) == 3
-
-
-@pytest.mark.parametrize("schedule, epochs, factors", [
-    ("step", (0, 9.9, 10, 25), (1, 1, 0.1, 0.01)),
-    ("cosine", (0, 20, 40, 80), (1, 0.5 + 0.5**1.5, 0.5, 0)),
-    ("trapezoid", (0, 40, 60, 80, 81), (1, 1, 0.5, 0, 0)),
-])
+@pytest.mark.parametrize("schedule, epochs, factors", [("step", (0, 9.9, 10, 25), (1, 1, 0.1, 0.01)),
+    ("cosine", (0, 20, 40, 80), (1, 0.5 + 0.5**1.5, 0.5, 0)), ("trapezoid", (0, 40, 60, 80, 81), (1, 1, 0.5, 0, 0))])
 def test_learning_rates_fall(schedule, epochs, factors):
     assert [decay(schedule, epoch, 80) for epoch in epochs] == pytest.approx(factors, abs=1e-12)
 
 
-# ---- optimizers ------------------------------------------------------------------------------------
-
-
 def test_sgd_by_hand():
-    """Momentum 0.5, weight decay 0.1, clipped at norm 1: two steps along a gradient of (3, 4)."""
     learner, weight = learner_of([1.0, 2.0], momentum=0.5, weight_decay=0.1, clip=1.0)
     gradient = torch.tensor([3.0, 4.0])
     learner.step((gradient * weight).sum())
@@ -86,7 +66,6 @@ def test_adam_by_hand(name, lr):
 
 
 def test_muon_by_hand():
-    """Two steps of two kernels: Nesterov's momentum, made orthogonal; weight decay beside it."""
     kernels = [nn.Parameter(torch.randn(4, 3, 3, 3)) for _ in range(2)]
     optimizer, gradients = Muon(kernels, [], 0.1, 0.9, weight_decay=0.5), torch.randn(2, 2, 4, 27)
     buffer = torch.zeros(2, 4, 27)
@@ -151,29 +130,26 @@ def test_frozen_and_unused_parameters_are_left_alone(name):
     after = copy.deepcopy(network.state_dict())
     generator = new_learner("adam", network=Generator(5, 8))
     generator_step(generator, student, VDSR(2, 4).requires_grad_(False), torch.randn(2, 5), 2, MSE, 1.0, 1.0)
-    assert same(network.state_dict(), after) and [weight.requires_grad for weight in network.parameters()] == flags
+    torch.testing.assert_close(network.state_dict(), after, rtol=0, atol=0)
+    assert [weight.requires_grad for weight in network.parameters()] == flags
 
 
-def test_batch_statistics_are_of_the_batch_in_training():
-    student = new_learner("sgd", network=Patchwork())
-    network, x = student.network.eval(), torch.rand(2, 1, 8, 8)
-    expected = MSE(copy.deepcopy(network).train()(x), x).item() / x.numel()
-    assert train_step(student, x, x, MSE).item() == pytest.approx(expected, rel=1e-5)
+def test_a_step_follows_the_clipped_gradient():
+    """The loss is per value; statistics are those of the batch."""
+    student, (x, target) = new_learner("sgd", network=Patchwork(), lr=0.5), torch.rand(2, 2, 1, 8, 8)
+    network, whole = student.network.eval(), copy.deepcopy(student.network).train()
+    expected = MSE(whole(x), target)
+    expected.backward()
+    gradients = {name: weight.grad for name, weight in whole.named_parameters() if weight.grad is not None}
+    norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
     features = network.layers[0](network.shift(x)).mean((0, 2, 3))
+    assert train_step(student, x, target, MSE).item() == pytest.approx(expected.item() / x.numel(), rel=1e-5)
+    assert len(gradients) == 7 and norm > 0.4
+    for name, gradient in gradients.items():
+        moved = whole.get_parameter(name) - 0.5 * 0.4 / norm * gradient
+        torch.testing.assert_close(network.get_parameter(name), moved, rtol=1e-4, atol=1e-6)
     assert network.training and network.layers[1].num_batches_tracked == 1 and features.abs().max() > 0.05
     assert network.layers[1].running_mean.norm() > 0.05 * features.norm()
-
-
-def test_frozen_networks_pass_gradients_through():
-    network, x = nn.Linear(2, 2), torch.ones(1, 2, requires_grad=True)
-    network.bias.requires_grad_(False)
-    with frozen(network):
-        network(x).sum().backward()
-    assert x.grad is not None and network.weight.grad is None
-    assert network.weight.requires_grad and not network.bias.requires_grad
-
-
-# ---- what is not finite ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -182,25 +158,19 @@ def test_frozen_networks_pass_gradients_through():
 def test_a_step_that_is_not_finite_changes_nothing(name, loss_type, value):
     learner = new_learner(name)
     take_steps(learner, 2)
-    weights, state = (copy.deepcopy(part.state_dict()) for part in (learner.network, learner.optimizer))
+    weights, state = copy.deepcopy((learner.network.state_dict(), learner.optimizer.state_dict()["state"]))
     with pytest.raises(NotFinite, match="the loss is (nan|inf)"):
         train_step(learner, torch.rand(2, 1, 8, 8), torch.full((2, 1, 8, 8), value), distance(loss_type))
-    assert same(learner.network.state_dict(), weights)
-    assert same(learner.optimizer.state_dict()["state"], state["state"])
-
-
-def test_a_gradient_that_is_not_finite_is_told_and_the_first_failure_at_that():
-    learner, weight = learner_of([1.0, 2.0])
+    torch.testing.assert_close(learner.network.state_dict(), weights, rtol=0, atol=0)
+    torch.testing.assert_close(learner.optimizer.state_dict()["state"], state, rtol=0, atol=0)
+    learner, weight = learner_of([1.0, 2.0], name)
     with pytest.raises(NotFinite, match="the loss is 0, its gradient's norm nan"):
         learner.step((weight * 0).sqrt().sum())
-    learner, weight = learner_of([1.0, 2.0], loss="the sum")
-    for factor in (math.inf, math.nan):
+    learner, weight = learner_of([1.0, 2.0], name, loss="the sum")
+    for factor in (math.inf, math.nan):  # the first failure is told
         learner._note_failure(torch.tensor(7.0), torch.tensor(factor))
     with pytest.raises(NotFinite, match="the sum is 7, its gradient's norm inf"):
         learner.check()
-
-
-# ---- precisions ------------------------------------------------------------------------------------
 
 
 def test_fp16_scales_the_loss_down_until_the_gradient_fits():
@@ -231,32 +201,6 @@ def test_fp16_scales_the_loss_down_until_the_gradient_fits():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_learners_state_goes_on_where_it_was(name, precision):
-    """Six steps, or three and, by a new learner with the state, three."""
-    whole, part, resumed = (new_learner(name, precision) for _ in range(3))
-    take_steps(whole, 6)
-    take_steps(part, 3)
-    resumed.load_state_dict(copy.deepcopy(part.state_dict()))
-    take_steps(resumed, 3, first=3)
-    assert same(resumed.state_dict(), whole.state_dict())
-
-
-@pytest.mark.parametrize("precision, error", [("fp32", 0), ("bf16", 2e-2), ("fp16", 3e-3)])
-@pytest.mark.parametrize("config", [
-    {"arch": "vdsr", "n_resblocks": 4, "n_feats": 8}, {"arch": "edsr", "n_resblocks": 2, "n_feats": 8, "scale": 2}])
-def test_networks_compute_nearly_the_same_in_half_precision(config, precision, error):
-    torch.manual_seed(0)
-    network = build_model(config)
-    x = torch.rand(2, network.channels, 12, 12)
-    with autocast(x.device, precision):
-        output = network(x)
-    expected = network(x)
-    difference = (output - expected).norm() / (expected - expected.mean()).norm()
-    assert error / 1000 <= difference <= error and output.dtype == torch.float32
-
-
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_steps_in_half_precision_follow_those_in_single(name, precision):
     """The same 30 steps on the same inputs: the student ends where it does in float32, within two percent."""
@@ -265,7 +209,10 @@ def test_steps_in_half_precision_follow_those_in_single(name, precision):
         learner = new_learner(name, kind, lr=3e-3)
         take_steps(learner, 30)
         x = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(99))
-        losses.append(MSE(learner.network(x), 1 - x).item())
+        with autocast(x.device, kind):
+            output = learner.network(x)
+        losses.append(MSE(output, 1 - x).item())
+        assert output.dtype == torch.float32 and torch.equal(output, learner.network(x)) == (kind == "fp32")
         assert all(weight.dtype == torch.float32 for weight in learner.weights)
     assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[0] != losses[1]
 

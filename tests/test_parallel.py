@@ -7,20 +7,17 @@ import sys
 from functools import partial
 
 import pytest
+import torch
 
-from engine import parallel
 from models.load import load_model
-from tests.helpers import ROOT, die_at, finish, read, start, student_flags, teacher_flags
+from tests.helpers import ROOT, SCRIPTS, die_at, finish, read, start, student_flags, teacher_flags, tiny_flags
 
 # The order of a sum changes weights in their last digits, in bfloat16 in their first.
 EXACT = ("--precision=fp32", "--scale=2")
 
 
 def run_all(count, script, flags, folder, signals={}):
-    """The exit codes of the processes that torchrun would start; what process N prints goes to folder/N.
-
-    signals: {N: (event, number)}, see die_at.
-    """
+    """Exit codes of the processes that torchrun would start; N prints to folder/N. signals: {N: arguments of die_at}."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -33,21 +30,6 @@ def run_all(count, script, flags, folder, signals={}):
     return [finish(process) for process in processes]
 
 
-def assert_close(a, b, tolerance=1e-5):
-    a, b = load_model(a).state_dict(), load_model(b).state_dict()
-    for name in a:
-        assert (a[name] - b[name]).abs().max() < tolerance, name
-
-
-def test_shares_make_the_whole(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    parts = []
-    for rank in range(3):
-        monkeypatch.setenv("RANK", str(rank))
-        parts.append([*range(9)[parallel.share(9)]])
-    assert parts == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
-
-
 @pytest.mark.parametrize("count, script, flags", [
     (2, "distillation", "--source=generator --batchSize=4 --iter=5 --inc_num=2 --inc_step=1 --lr_G=1e-3 --lr=0.01"),
     (3, "distillation", "--source=dead_leaves --batchSize=6 --iter=5 --bank=20 --optimizer=muon --loss_type=L1"),
@@ -56,11 +38,11 @@ def test_shares_make_the_whole(monkeypatch):
 ], ids=["generator", "bank", "vdsr", "edsr"])
 def test_processes_end_where_one_does(images, tiny_teacher, tmp_path, count, script, flags):
     """After 20 steps the weights are the same to 1e-5, the logged losses, too; only the first writes."""
-    tiny = teacher_flags(images) if script == "train_teacher" else student_flags(images, tiny_teacher)
-    flags = (*tiny, *EXACT, *flags.split(), "--output=net.pth")
+    flags = tiny_flags(SCRIPTS[script], images, tiny_teacher, *EXACT, *flags.split(), "--output=net.pth")
     assert finish(start(script, (*flags, "--save_dir=one", "--output=one.pth"), tmp_path)) == 0
     assert run_all(count, script, (*flags, "--save_dir=run"), tmp_path) == [0] * count
-    assert_close(tmp_path / "one.pth", tmp_path / "net.pth")
+    a, b = (load_model(path).state_dict() for path in (tmp_path / "one.pth", tmp_path / "net.pth"))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     for ours, theirs in zip(read(tmp_path / "run")[1], read(tmp_path / "one")[1], strict=True):
         for name in theirs.keys() - {"psnr", "seconds", "images_per_second"}:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
@@ -76,22 +58,21 @@ def test_processes_stop_and_go_on_together(images, tiny_teacher, tmp_path):
     assert "--resume=auto" in (tmp_path / "0/stderr").read_text()
     assert finish(start("distillation", run, tmp_path)) == 0
     assert finish(start("distillation", (*flags, "--save_dir=one", "--output=one.pth"), tmp_path)) == 0
-    assert_close(tmp_path / "one.pth", tmp_path / "student.pth")
+    a, b = (load_model(path).state_dict() for path in (tmp_path / "one.pth", tmp_path / "student.pth"))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
 def test_a_process_that_dies_ends_the_others(images, tiny_teacher, tmp_path):
-    codes = run_all(2, "distillation", student_flags(images, tiny_teacher), tmp_path, {1: (4, signal.SIGKILL)})
-    assert codes == [4, -signal.SIGKILL]
-    (line,) = [line for line in (tmp_path / "0/stderr").read_text().splitlines() if "error" in line]
-    assert "another process of the run is gone" in line and "--resume=auto" in line
-
-
-def test_a_batch_is_shared_out_equally(images, tiny_teacher, tmp_path):
-    assert run_all(2, "distillation", (*student_flags(images, tiny_teacher), "--batchSize=3"), tmp_path) == [2, 2]
+    """And a batch that cannot be shared out equally ends all."""
+    flags = student_flags(images, tiny_teacher)
+    assert run_all(2, "distillation", (*flags, "--batchSize=3"), tmp_path) == [2, 2]
     for rank in "01":
         assert (f"distillation.py (process {rank}): error: --batchSize 3: is no multiple of the 2 processes"
                 in (tmp_path / rank / "stderr").read_text())
     assert not (tmp_path / "runs").exists()
+    assert run_all(2, "distillation", flags, tmp_path, {1: (4, signal.SIGKILL)}) == [4, -signal.SIGKILL]
+    (line,) = [line for line in (tmp_path / "0/stderr").read_text().splitlines() if "error" in line]
+    assert "another process of the run is gone" in line and "--resume=auto" in line
 
 
 def test_torchrun(images, tmp_path):

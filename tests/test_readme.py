@@ -43,54 +43,35 @@ PYTHON = [words for words in commands() if words[0] in ("python", "torchrun")]
 RUN = [words for words in PYTHON if {"train_teacher.py", "distillation.py"} & {*words} and "--demo" not in words]
 
 
-@pytest.fixture
-def folder(tmp_path, images):
-    """What the commands expect to find, but for networks."""
+@pytest.mark.parametrize("words", RUN, ids=" ".join)
+def test_a_command_runs(done, few_places, images, tmp_path, words):
+    """What it expects to find is there."""
     for name in ("train291", "benchmark/Set5", "benchmark/Set14"):
         (tmp_path / "datasets" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "datasets" / name).symlink_to(images / name.replace("14", "5"))
-    return tmp_path
-
-
-def test_there_are_the_commands_that_are_looked_for():
-    assert len(PYTHON) > 20 and len(RUN) > 10
-    assert any("--demo" in words for words in PYTHON) and any(words[0] == "torchrun" for words in PYTHON)
-
-
-@pytest.mark.parametrize("words", PYTHON, ids=" ".join)
-def test_a_command_is_understood(words):
-    module, flags = module_and_flags(words)
-    module.parse_arguments(flags)
-
-
-@pytest.mark.parametrize("words", RUN, ids=" ".join)
-def test_a_command_runs(run, few_places, folder, words):
     script, flags = module_and_flags(words)
     args = script.parse_arguments(flags)
     torch.manual_seed(0)
     own = getattr(args, "model", None)
     if own:  # the listing whose first line names that file
         listing = next(re.search(rf"```python\n(# {own}:.*?)```", text, re.S) for text in TEXTS.values() if own in text)
-        (folder / own).write_text(listing[1])
+        (tmp_path / own).write_text(listing[1])
         names = {}
         exec(listing[1], names)
-        torch.save(names["teacher"]().state_dict(), folder / args.pretrained)
+        torch.save(names["teacher"]().state_dict(), tmp_path / args.pretrained)
     else:
         for path in filter(None, (args.pretrained, getattr(args, "student", None))):
-            save_model(VDSR(2, 4), folder / path)
+            save_model(VDSR(2, 4), tmp_path / path)
     sizes = ["--stu_step=1", "--input_size=32", "--latent=4"]
     if script is train_teacher:
         sizes = ["--patch_size=24", *(["--n_resblocks=1", "--n_feats=4"] if not args.pretrained else [])]
-    process = run(script, *flags, *([] if args.test_only else [*SHORT, *sizes]))
-    assert process.returncode == 0, process.stderr
+    done(script, *flags, *([] if args.test_only else [*SHORT, *sizes]))
 
 
-def test_shell_scripts_are_there():
-    for script, *_ in (words for words in commands() if words[0].endswith(".sh")):
-        assert subprocess.run(["bash", "-n", ROOT / script]).returncode == 0 and (ROOT / script).stat().st_mode & 0o100
-
-
-def test_every_flag_that_is_named_is_a_flag(capsys):
+def test_what_is_named_is_there(capsys):
+    """Every command is understood, every flag is one; links, modules and shell scripts."""
+    for module, flags in map(module_and_flags, PYTHON):
+        module.parse_arguments(flags)
     known = set(OTHERS)
     for name in {module_and_flags(words)[0] for words in PYTHON}:
         with pytest.raises(SystemExit):
@@ -98,12 +79,12 @@ def test_every_flag_that_is_named_is_a_flag(capsys):
         known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     for path, text in TEXTS.items():
         assert set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", text)) <= known, path
-
-
-def test_what_is_linked_and_laid_out_is_there():
-    for path, text in TEXTS.items():
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (path.parent / target).exists(), (path, target)
     for path in ROOT.iterdir():
         if path.suffix == ".py" or (path / "__init__.py").exists():
             assert path.name + "/" * path.is_dir() in TEXTS[ROOT / "README.md"]
+    assert len(PYTHON) > 20 and len(RUN) > 10 and {"python", "torchrun"} == {words[0] for words in PYTHON}
+    assert any("--demo" in words for words in PYTHON)
+    for script, *_ in (words for words in commands() if words[0].endswith(".sh")):
+        assert subprocess.run(["bash", "-n", ROOT / script]).returncode == 0 and (ROOT / script).stat().st_mode & 0o100

@@ -18,23 +18,19 @@ from tests.helpers import ROOT, TINY, read, student_flags, teacher_flags, weight
 from utils import save_model
 
 
-def test_the_papers_two_commands_one_after_the_other(run, images, tmp_path):
-    """As printed in the paper's repository, with lengths and sizes cut by flags added behind."""
-    first = run(train_teacher, "--model_type=origin", *teacher_flags(images))
-    assert first.returncode == 0, first.stderr
+def test_the_papers_two_commands_one_after_the_other(done, images, tmp_path):
+    done(train_teacher, "--model_type=origin", *teacher_flags(images))
     papers = ("--stu_step=50 --reconw=1.0 --inc_num=1 --inc_step=0 --input_size=48 --iter=120 --latent=256 "
               "--lr_G=1e-5 --model_type=half --nEpochs=80 --pretrained=teacher.pth").split()
     flags = (*papers, *TINY, "--stu_step=2", "--nEpochs=2", "--data_dir", images)
     command = [*map(str, (sys.executable, ROOT / "distillation.py", *flags))]
     second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert second.returncode == 0, second.stderr
-
     results, metrics = read(tmp_path / "runs/train_teacher")
     assert set(results["results"]["Set5"]["3"]) == {"bicubic", "teacher"}
     assert [m["epoch"] for m in metrics] == [1, 2] and metrics[0]["loss"] > 0
     assert load_model(tmp_path / "teacher.pth").config == {"arch": "vdsr", "n_resblocks": 2, "n_feats": 4}
     assert weights_equal(tmp_path / "teacher.pth", tmp_path / "runs/train_teacher/model_last.pth")
-
     folder = tmp_path / "runs/distillation"
     results, metrics = read(folder)
     assert set(results) == {"results", "protocol", "seconds", "student_steps", "images", "bank", "date", "device",
@@ -56,38 +52,20 @@ def test_the_papers_two_commands_one_after_the_other(run, images, tmp_path):
     assert "Set5  x2     " in second.stdout and "student: student.pth" in second.stdout
     drawn = (folder / "curves.png").exists()
     assert drawn == bool(find_spec("matplotlib")) != ("pip install matplotlib" in second.stdout)
+    test = ("--test_only", "--pretrained=teacher.pth", "--data_dir", images, "--data_test=Set5", "--device=cpu")
+    done(distillation, *test, "--student=student.pth")
+    done(train_teacher, *test)
+    for script, *more in (("distillation", "student"), ("train_teacher",)):
+        again = json.loads((tmp_path / f"runs/{script}_test/results.json").read_text())
+        for scale, scores in results["results"]["Set5"].items():
+            assert again["results"]["Set5"][scale] == {name: scores[name] for name in ("bicubic", "teacher", *more)}
+        assert "student_steps" not in again and not list((tmp_path / f"runs/{script}_test").glob("**/*.pth"))
 
 
-def test_test_only_scores_and_writes_no_weights(run, images, tiny_teacher, tmp_path):
-    process = run(distillation, "--test_only", "--pretrained", tiny_teacher, "--student", tiny_teacher,
-                  "--data_dir", images, "--data_test=Set5", "--scale=2")
-    assert process.returncode == 0, process.stderr
-    results = json.loads((tmp_path / "runs/distillation_test/results.json").read_text())
-    row = results["results"]["Set5"]["2"]
-    assert row["teacher"] == row["student"] != row["bicubic"] and "student_steps" not in results
-    assert not list(tmp_path.glob("**/*.pth"))
-
-    alone = run(train_teacher, "--test_only", "--pretrained", tiny_teacher, "--data_dir", images, "--scale=2")
-    assert alone.returncode == 0, alone.stderr
-    results = json.loads((tmp_path / "runs/train_teacher_test/results.json").read_text())
-    assert results["results"]["Set5"]["2"]["teacher"] == row["teacher"]
-
-
-def test_another_seed_is_another_student(run, images, tiny_teacher, tmp_path):
-    """The same seed is the same student: tests/test_interruption.py."""
-    for seed in "12":
-        flags = (*student_flags(images, tiny_teacher), "--source=dead_leaves+generator", f"--save_dir={seed}")
-        assert run(distillation, *flags, f"--seed={seed}").returncode == 0
-    for one, other in zip(*(read(tmp_path / seed)[1] for seed in "12")):
-        assert all(one[name] != other[name] for name in ("student", "L_R", "L_adv"))
-
-
-def test_a_run_is_logged_for_tensorboard(run, images, tiny_teacher, tmp_path):
+def test_a_run_is_logged_for_tensorboard(done, images, tiny_teacher, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    process = run(distillation, *student_flags(images, tiny_teacher), "--tensorboard", "--scale=2")
-    assert process.returncode == 0, process.stderr
+    done(distillation, *student_flags(images, tiny_teacher), "--tensorboard", "--scale=2")
     folder = tmp_path / "runs/distillation"
     log = EventAccumulator(str(folder / "tensorboard"))
     log.Reload()
@@ -103,13 +81,11 @@ def test_a_run_is_logged_for_tensorboard(run, images, tiny_teacher, tmp_path):
 @pytest.mark.parametrize("flags", [
     "--source=noise --n_resblocks=1 --n_feats=3", "--source=noise --noise=normal --precision=bf16",
     "--source=folder --bank=9", "--source=dead_leaves --student_init=teacher --optimizer=muon --n_feats=3",
-    "--source=generator --rounded --inc_num=2 --inc_step=1", "--inc_num=2 --inc_step=1 --grow_init=identity",
-])
-def test_edsr_is_distilled_from_every_source(run, few_places, images, tmp_path, flags):
+    "--source=generator --rounded --inc_num=2 --inc_step=1", "--inc_num=2 --inc_step=1 --grow_init=identity"])
+def test_edsr_is_distilled_from_every_source(done, few_places, images, tmp_path, flags):
     torch.manual_seed(0)
     save_model(EDSR(2, 4, scale=3), tmp_path / "teacher.pth")
-    process = run(distillation, *student_flags(images, "teacher.pth"), *flags.split(), "--self_ensemble")
-    assert process.returncode == 0, process.stderr
+    process = done(distillation, *student_flags(images, "teacher.pth"), *flags.split(), "--self_ensemble")
     assert load_model(tmp_path / "student.pth").config == EDSR(
         1 if "resblocks" in flags else 2, 3 if "n_feats" in flags else 2, scale=3).config
     results, metrics = read(tmp_path / "runs/distillation")
@@ -119,19 +95,18 @@ def test_edsr_is_distilled_from_every_source(run, few_places, images, tmp_path, 
     assert "*" not in process.stdout and "EDSR's protocol" in process.stdout
 
 
-def test_an_edsr_starts_from_one_of_another_scale(run, images, tmp_path):
-    assert run(train_teacher, "--arch=edsr_baseline", "--scale=2", *teacher_flags(images)).returncode == 0
-    flags = [flag for flag in teacher_flags(images) if not str(flag).startswith("--n_")]
+def test_an_edsr_starts_from_one_of_another_scale(done, images, tmp_path):
+    done(train_teacher, "--arch=edsr_baseline", "--scale=2", *teacher_flags(images))
+    flags = [flag for flag in teacher_flags(images) if flag != "--n_resblocks=2"]
     for scale in (3, 4):
-        process = run(train_teacher, *flags, "--pretrained=teacher.pth", "--arch=edsr_baseline", "--n_feats=4", f"--scale={scale}", "--lr=1e-9",
-                      f"--save_dir=x{scale}", f"--output=x{scale}.pth")
-        assert process.returncode == 0, process.stderr
+        done(train_teacher, *flags, "--pretrained=teacher.pth", "--arch=edsr_baseline", f"--scale={scale}",
+             "--lr=1e-9", f"--save_dir=x{scale}", f"--output=x{scale}.pth")
         first, second = load_model(tmp_path / "teacher.pth"), load_model(tmp_path / f"x{scale}.pth")
         assert second.scales == (scale,)
         torch.testing.assert_close(first.body[1].body[0].weight, second.body[1].body[0].weight, atol=1e-5, rtol=0)
 
 
-def test_half_width_with_the_data_may_start_from_a_teacher(run, few_places, monkeypatch, tmp_path):
+def test_half_width_with_the_data_may_start_from_a_teacher(run, done, few_places, monkeypatch, tmp_path):
     """On scikit-image's pictures. Before any step it is near the teacher, as no random one is."""
     monkeypatch.setattr("data.images.BUNDLED_TRAIN", ("brick.png",))
     monkeypatch.setattr("data.benchmark.BUNDLED_TEST", ("chelsea.png",))
@@ -140,8 +115,7 @@ def test_half_width_with_the_data_may_start_from_a_teacher(run, few_places, monk
     psnr = {}
     for name, more in (("teacher", ["--test_only", *start[1:3]]), ("random", ["--n_resblocks=6", "--n_feats=32"]),
                        ("fitted", start)):
-        process = run(train_teacher, *flags, *more, "--nEpochs=1", f"--save_dir={name}")
-        assert process.returncode == 0, process.stderr
+        done(train_teacher, *flags, *more, "--nEpochs=1", f"--save_dir={name}")
         psnr |= {name: read(tmp_path / name)[0]["results"]["skimage"]["4"]["student"]["psnr"]}
     assert psnr["random"] + 10 < psnr["fitted"] < psnr["teacher"] < psnr["fitted"] + 5
     assert load_model(tmp_path / "half.pth").config == {"arch": "vdsr", "n_resblocks": 6, "n_feats": 16}
@@ -149,11 +123,10 @@ def test_half_width_with_the_data_may_start_from_a_teacher(run, few_places, monk
     assert again.returncode == 0 and [m["epoch"] for m in read(tmp_path / "fitted")[1]] == [1, 2], again.stderr
 
 
-def test_demo(run, few_places, monkeypatch, tmp_path):
+def test_demo(done, few_places, monkeypatch, tmp_path):
     """Cut short, on one photograph. Its teacher serves, and its student, which starts from it, is near it."""
     monkeypatch.setattr("data.benchmark.BUNDLED_TEST", ("chelsea.png",))
-    process = run(distillation, "--demo", "--nEpochs=1", "--iter=1", "--stu_step=3", "--threads=1", "--device=cpu")
-    assert process.returncode == 0, process.stderr
+    process = done(distillation, "--demo", "--nEpochs=1", "--iter=1", "--stu_step=3", "--threads=1", "--device=cpu")
     assert "warning" not in process.stdout
     results, _ = read(tmp_path / "runs/demo")
     assert (results["bank"], results["images"], results["args"]["optimizer"]) == (12, 48, "muon")
@@ -162,21 +135,22 @@ def test_demo(run, few_places, monkeypatch, tmp_path):
     assert (tmp_path / "runs/demo/student.pth").is_file() and (tmp_path / "runs/demo/comparison.png").is_file()
 
 
-def test_a_teacher_worse_than_bicubic_is_warned_about_before_anything_is_trained(run, monkeypatch, images, tiny_teacher,
-                                                                                 tmp_path):
+def test_a_teacher_worse_than_bicubic_is_warned_about_before_any_step(done, monkeypatch, tiny_teacher, tmp_path):
     """Where there are no images at all, on scikit-image's photographs."""
     monkeypatch.setattr("data.benchmark.BUNDLED_TEST", ("chelsea.png",))
     flags = [flag for flag in student_flags("nowhere", tiny_teacher) if flag != "--data_test=Set5"]
-    process = run(distillation, *flags, "--nEpochs=1", "--scale=2")
-    assert process.returncode == 0, process.stderr
+    process = done(distillation, *flags, "--nEpochs=1", "--scale=2")
     warning, epoch, *_ = process.stdout.splitlines()
     assert warning.startswith(f"warning: {tiny_teacher}: gives ") and "where bicubic gives" in warning
     assert epoch.startswith("epoch 1: ") and list(read(tmp_path / "runs/distillation")[0]["results"]) == ["skimage"]
 
 
-def test_a_run_that_starts_in_a_later_stage_has_its_depth(run, images, tiny_teacher, tmp_path):
-    process = run(distillation, *student_flags(images, tiny_teacher), "--nEpochs=4", "--start-epoch=3", "--inc_num=2",
-                  "--inc_step=1", "--scale=2")
-    assert process.returncode == 0, process.stderr
+def test_a_run_that_starts_in_a_later_stage_has_its_depth(done, images, tiny_teacher, tmp_path):
+    """And another seed makes another student. The same seed makes the same: test_interruption.py."""
+    flags = (*student_flags(images, tiny_teacher), "--nEpochs=4", "--start-epoch=3", "--inc_num=2", "--inc_step=1")
+    for seed in "12":
+        done(distillation, *flags, "--source=dead_leaves+generator", f"--seed={seed}", f"--save_dir={seed}")
     assert load_model(tmp_path / "student.pth").config["n_resblocks"] == 6
-    assert [m["epoch"] for m in read(tmp_path / "runs/distillation")[1]] == [3, 4]
+    one, other = (read(tmp_path / seed)[1] for seed in "12")
+    assert [m["epoch"] for m in one] == [3, 4]
+    assert all(a[name] != b[name] for a, b in zip(one, other) for name in ("student", "L_R", "L_adv"))

@@ -10,25 +10,18 @@ from utils import random_stream
 
 
 @pytest.mark.parametrize("scale, size", [(2, 24), (3, 16), (4, 12)])
-def test_sizes_at_the_papers_input_size(scale, size):
+def test_noise_is_the_input_itself_or_reduced_to_it(scale, size):
     assert lr_size(48, scale) == size
-    x = network_input(torch.rand(1, 1, size, size), scale, True)
-    assert x.shape == (1, 1, 48, 48) and 0 <= x.min() and x.max() <= 1
-
-
-def test_uniform_noise_is_the_input_itself_or_reduced_to_it():
+    large = network_input(torch.rand(1, 1, size, size), scale, True)
     x = torch.rand(2, 3, 48, 48, generator=random_stream(1, "noise", 7))
     draw, draw_small = (noise_source("uniform", 48, 3, upscaled, 1) for upscaled in (True, False))
-    assert torch.equal(x, draw(3, 7, 2)) and not torch.equal(x, draw(3, 8, 2))
-    torch.testing.assert_close(draw_small(3, 7, 2), imresize(x, 1 / 3).clamp(0, 1))
-
-
-@pytest.mark.parametrize("upscaled, shape", [(True, (4, 1, 48, 48)), (False, (4, 1, 24, 24))])
-def test_normal_noise(upscaled, shape):
-    x = noise_source("normal", 48, 1, upscaled, 1)(2, 7, 4)
-    assert x.shape == shape and 0 <= x.min() and x.max() <= 1 and x.mean() == pytest.approx(0.5, abs=0.02)
-    if upscaled:  # 0.25, less the clipped tails
-        assert x.std() == pytest.approx(0.241, abs=0.02)
+    assert torch.equal(x, draw(scale, 7, 2)) and not torch.equal(x, draw(scale, 8, 2))
+    torch.testing.assert_close(draw_small(scale, 7, 2), imresize(x, 1 / scale).clamp(0, 1))
+    normal, small = (noise_source("normal", 48, 1, upscaled, 1)(scale, 7, 4) for upscaled in (True, False))
+    assert normal.mean() == pytest.approx(0.5, abs=0.02) == small.mean()
+    assert normal.std() == pytest.approx(0.241, abs=0.02)  # 0.25, less the clipped tails
+    for images, shape in ((large, (1, 1, 48, 48)), (normal, (4, 1, 48, 48)), (small, (4, 1, size, size))):
+        assert images.shape == shape and 0 <= images.min() and images.max() <= 1
 
 
 @pytest.mark.parametrize("scales, channels, upscaled, shape", [
@@ -89,14 +82,13 @@ def test_a_bank_gives_each_image_once_a_pass(count):
     passes = [seen[start:start + 192] for start in range(0, len(seen) - 191, 192)]
     assert all(sorted(one) == everything for one in passes) and len(set(map(tuple, passes))) == len(passes) > 0
     assert len({number // 1000 for number in seen[:8]}) > 1  # scales are mixed in a batch
-
-
-def test_scales_of_other_sizes_take_turns():
-    """At --input_size 41, say. Each scale's images come once a pass."""
+    # At --input_size 41, say, sizes differ, and scales take turns.
     batches = numbers(Numbered({2: 40, 3: 36, 4: 32}).bank(), range(24))
     assert [{number // 1000 for number in batch} for batch in batches] == [{2}, {3}, {4}] * 8
-    for scale in range(3):
-        assert len({number for batch in batches[scale::3] for number in batch}) == 64
+    assert all(len({number for batch in batches[scale::3] for number in batch}) == 64 for scale in range(3))
+    small = Numbered({2: 8, 3: 8, 4: 8})
+    numbers(small.bank(size=1), [0])
+    assert [scale for scale, _ in small.drawn] == [2, 3, 4]  # each is there in a small one, too
 
 
 def test_a_banks_batch_depends_on_seed_and_step_alone():
@@ -120,9 +112,3 @@ def test_a_bank_grows_until_the_oldest_images_go(monkeypatch):
         assert sorted(seen) == sorted([*images] * (128 // len(images)))
     assert numbers(resumed.bank(steps=16, size=40), [47])[0] == seen[-8:]
     assert resumed.drawn == [(2, step) for step in range(2, 6)]
-
-
-def test_a_small_bank_has_every_scale():
-    source = Numbered({2: 8, 3: 8, 4: 8})
-    numbers(source.bank(size=1), [0])
-    assert [scale for scale, _ in source.drawn] == [2, 3, 4]

@@ -1,14 +1,13 @@
-"""Upscaling images by a student: colours, alpha, depth and orientation, bands without seams, memory."""
+"""Upscaling images by a student: colours, alpha, depth, bands without seams, memory."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from skimage.color import rgb2ycbcr, ycbcr2rgb
 from torch import nn
 
 from bicubic import imresize
-from data.images import open_image
 from models import EDSR, VDSR
 from tests.helpers import bicubic_network, pixels, resized
 from tools.upscale import upscale_bands, upscale_pixels
@@ -33,7 +32,6 @@ def fixed_weights():
 
 
 def bands(model, image, scale):
-    """Of an array (H, W) or (H, W, C)."""
     return list(upscale_bands(model, Image.fromarray(image), scale, "cpu"))
 
 
@@ -41,13 +39,9 @@ def upscaled(model, image, scale):
     return np.concatenate(bands(model, image, scale))
 
 
-# ---- colours ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("make", [VDSR, Nearest])
 def test_luma_is_by_the_network_and_chroma_by_bicubic(make, scale):
-    """As by scikit-image's YCbCr and back."""
     model = VDSR(1, 4) if make is VDSR else Nearest(scale, 1)
     rgb = torch.rand(3, 7, 9)
     ycbcr = torch.from_numpy(rgb2ycbcr(rgb.numpy(), channel_axis=0)).float()
@@ -93,13 +87,10 @@ def test_colours_under_alpha_0_show_nowhere(model):
     result, expected = upscaled(model, black, 2), upscaled(model, white, 2)
     np.testing.assert_array_equal(result[result[..., 3] > 0], expected[result[..., 3] > 0])
     assert (upscaled(bicubic_network(), black, 2)[..., :3][result[..., 3] > 0] == 255).all()
-
-
-def test_bicubic_weights_colours_by_alpha():
-    rgb, alpha = torch.rand(3, 9, 8), torch.rand(1, 9, 8) / 2 + 0.25
-    expected = (imresize(rgb * alpha, 2) / imresize(alpha, 2)).clamp(0, 1)
+    rgb, alpha = torch.rand(3, 9, 8), torch.rand(1, 9, 8) / 2 + 0.25  # bicubic weights colours by alpha
+    expected = torch.cat(((imresize(rgb * alpha, 2) / imresize(alpha, 2)).clamp(0, 1), imresize(alpha, 2)))
     result = upscale_pixels(bicubic_network(), torch.cat((rgb, alpha)), 2)
-    torch.testing.assert_close(result, torch.cat((expected, imresize(alpha, 2))), atol=2e-6, rtol=0)
+    torch.testing.assert_close(result, expected, atol=2e-6, rtol=0)
 
 
 def test_self_ensemble_upscales_the_eight_flips_and_turns():
@@ -108,9 +99,6 @@ def test_self_ensemble_upscales_the_eight_flips_and_turns():
                    for k in range(4) for f in ((), (2,))) / 8
     torch.testing.assert_close(upscale_pixels(model, image, 2, ensemble=True), expected, atol=2e-6, rtol=0)
     assert (upscale_pixels(model, image, 2) - expected).abs().max() > 1e-3
-
-
-# ---- large images ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make, scale", [(VDSR, 2), (VDSR, 3), (VDSR, 4), (EDSR, 2), (EDSR, 3), (EDSR, 4)])
@@ -127,37 +115,16 @@ def test_bands_show_no_seam(monkeypatch, make, scale):
     assert len(found) > 3 and np.abs(np.concatenate(found).astype(int) - expected).max() <= 1
 
 
-def test_bands_of_a_clear_image_show_no_seam(monkeypatch):
-    image, model = pixels(150, 6, 4), Nearest(2, 3)
-    image[20:130, :, 3] = 0
-    expected = upscaled(model, image, 2)
-    monkeypatch.setattr("tools.upscale._BAND", 1)
-    found = bands(model, image, 2)
+def test_how_large_bands_are(monkeypatch):
+    """Those of a clear image show no seam either; there is but one where an output pixel depends on all."""
+    image = pixels(200, 40, 4)
+    image[20:180, :, 3] = 0
+    expected = upscaled(Nearest(4, 3), image, 4)
+    monkeypatch.setattr("tools.upscale._BAND", 8000)
+    sizes = [band.nbytes for band in bands(Nearest(4, 3), image[..., :3], 4)]
+    assert sum(sizes) == 200 * 40 * 16 * 3 and max(sizes) < sum(sizes) / 20
+    found = bands(Nearest(4, 3), image, 4)
     assert len(found) > 3
     np.testing.assert_array_equal(np.concatenate(found), expected)
-
-
-def test_an_image_on_which_every_pixel_depends_is_one_band(monkeypatch):
     monkeypatch.setattr("tools.upscale.reach", lambda model: None)
-    monkeypatch.setattr("tools.upscale._BAND", 1)
-    band, = bands(Nearest(4, 3), pixels(200, 4), 4)
-    assert band.shape == (800, 16, 3)
-
-
-def test_what_of_a_large_image_is_held_at_a_time(monkeypatch):
-    monkeypatch.setattr("tools.upscale._BAND", 8000)
-    sizes = [band.nbytes for band in bands(Nearest(4, 3), pixels(200, 40), 4)]
-    assert sum(sizes) == 200 * 40 * 16 * 3 and max(sizes) < sum(sizes) / 20
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_carried_out(tmp_path, suffix, orientation):
-    """As Pillow does it in a copy."""
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(pixels(4, 6)).save(tmp_path / f"a.{suffix}", exif=exif)
-    with Image.open(tmp_path / f"a.{suffix}") as image:
-        expected = np.asarray(ImageOps.exif_transpose(image))
-    assert expected.shape == ((4, 6, 3) if orientation < 5 else (6, 4, 3))
-    np.testing.assert_array_equal(open_image(tmp_path / f"a.{suffix}"), expected)
+    assert [band.shape for band in bands(Nearest(4, 3), image, 4)] == [(800, 160, 4)]
