@@ -12,9 +12,14 @@ from PIL import Image
 
 import utils
 from models import VDSR
-from utils import save_model
 
 torch.set_num_threads(1)  # the networks are tiny, and tests run side by side
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Every test begins with the same ones."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +60,7 @@ def tiny_teacher(tmp_path_factory):
     model = VDSR(n_resblocks=6, n_feats=4)
     model.tail.weight.data *= 0.1
     path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
-    save_model(model, path)
+    utils.save_model(model, path)
     return path
 
 

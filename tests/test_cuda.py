@@ -55,26 +55,21 @@ def both_phases(precision, optimizer, steps, call):
 
 
 @pytest.mark.parametrize("size", [48, 600])
-def test_imresize_on_the_gpu_equals_the_cpu(size):
+def test_imresize_and_patches_on_the_gpu_equal_the_cpus(size):
     x = torch.rand(1, size, size)
     for scale in (2, 1 / 3, 0.7):
         torch.testing.assert_close(imresize(x.cuda(), scale).cpu(), imresize(x, scale), rtol=1e-5, atol=1e-5)
         assert imresize(x.cuda().half(), scale).dtype == torch.float16
     byte = (255 * x).byte()
     assert torch.equal(imresize(byte.cuda(), 1 / 3).cpu(), imresize(byte, 1 / 3))
-
-
-def test_patches_are_those_of_the_cpu():
     paths = bundled_photographs(BUNDLED_TEST)[1:2]
-    cpu, gpu = (TrainingPatches(paths, (2, 3, 4), 24, 1, device) for device in ("cpu", "cuda"))
-    for a, b in zip(cpu.batch(3, 5), gpu.batch(3, 5)):
-        assert torch.equal(a, b.cpu())
+    cpu, gpu = (TrainingPatches(paths, (2, 3, 4), 24, 1, device).batch(3, 5) for device in ("cpu", "cuda"))
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(cpu, gpu))
 
 
 @pytest.mark.parametrize("precision, error", [("fp32", 1e-4), ("tf32", 1e-2), ("bf16", 5e-2), ("fp16", 1e-2)])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_recorded_steps_in_any_precision_follow_the_plain_ones(precision, error, optimizer):
-    """Step by step the losses of the same inputs, past the recording; the rates change with every step."""
     plain, _ = both_phases("fp32", optimizer, 10, eager)
     fast, networks = both_phases(precision, optimizer, 10, Recorder(GPU))
     torch.testing.assert_close(fast, plain, rtol=error, atol=1e-5)

@@ -65,7 +65,6 @@ def write(folder, old, new):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_espcn_is_distilled_resumed_and_scored(run, done, images, tiny_teacher, tmp_path, channels):
-    torch.manual_seed(0)
     weights = custom_network(write(tmp_path, "channels = 3", f"channels = {channels}"), "teacher").state_dict()
     torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}, tmp_path / "espcn.pth")
     flags = (*student_flags(images, "espcn.pth"), *FLAGS, "--optimizer=adam", "--iter=10", "--lr=3e-3")

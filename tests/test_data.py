@@ -175,7 +175,6 @@ def test_table_shows_the_papers_figures_beside_ours():
 
 
 def test_scores_are_those_of_their_set_and_scale(images):
-    """More images than workers, each scored by hand."""
     model, threads = VDSR(1, 2), torch.get_num_threads()
     first, second = set_paths(images, "Set5")
     sets = {"one": [first] * 12, "two": [first, second, second] * 4}

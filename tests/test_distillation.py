@@ -19,9 +19,8 @@ from models import VDSR, Generator, build_model, half_width
 CPU = torch.device("cpu")
 
 
-def networks(arch="vdsr", seed=0):
+def networks(arch="vdsr"):
     """(teacher, frozen; student), tiny and different from one another."""
-    torch.manual_seed(seed)
     config = {"arch": arch, "n_resblocks": 2, "n_feats": 6}
     teacher = build_model(config).requires_grad_(False)
     return teacher, build_model(half_width(config))
@@ -159,7 +158,6 @@ def test_each_stage_starts_afresh_and_keeps_what_is_trained(logged):
     """Three stages of 2, 4 and 6 blocks, by hand: rates and tensors (n blocks have n + 2) of every step."""
     settings = Settings(scales=(2,), nEpochs=6, iter=2, stu_step=1, batchSize=2, latent=5, inc_num=3, inc_step=2,
                         schedule="cosine", lr=0.8, lr_G=0.4)
-    torch.manual_seed(0)
     teacher, student, bodies = VDSR(6, 4).requires_grad_(False), VDSR(2, 2), []
     generators = make_generators(settings, 32, teacher, CPU)
     weights = lambda: torch.stack([conv.weight.detach().clone() for conv in student.body])

@@ -41,7 +41,6 @@ def student(tmp_path):
     """student(kind) leaves a tiny student.pth and returns the network."""
 
     def save(kind):
-        torch.manual_seed(0)
         network = VDSR(2, 4) if kind == "vdsr" else EDSR(1, 4, scale=3, res_scale=0.5)
         save_model(network.eval().requires_grad_(False), tmp_path / "student.pth")
         return network
@@ -67,7 +66,6 @@ def exported(run, images, monkeypatch):
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 @torch.no_grad()
 def test_a_file_by_itself(exported, images, tmp_path, student, suffix, kind, name, ratio):
-    """One file with all in it: any batch, height and width, the same output as torch, and what is to be known."""
     network = student(kind)
     process = exported(suffix)
     assert (process.returncode, process.stderr) == (0, ""), process.stderr

@@ -178,7 +178,6 @@ def test_groups_are_means_over_seeds(tmp_path):
 
 
 def test_reproduce_goes_on_where_it_stopped(images, tiny_teacher, tmp_path):
-    """One experiment at tiny size; done, it is not run again; without time the next is not begun."""
     flags = "--nEpochs=1 --iter=1 --stu_step=1 --batchSize=2 --data_test=Set5 --device=cpu --threads=1"
     environment = {**os.environ, "DATA": str(images), "TEACHER": str(tiny_teacher), "FLAGS": flags,
                    **{name: str(tmp_path / name.lower()) for name in ("OUT", "RESULTS", "TABLES")},
@@ -213,7 +212,7 @@ def test_sheets(tmp_path):
     assert leaves.shape == (4 + 8 * 100, 4 + 12 * 100, 3)
     assert np.ptp(leaves[:400], axis=2).max() == 0 and np.ptp(leaves[404:], axis=2).max() > 50
     hr, score = np.zeros((144, 192), np.float32), {"psnr": 30.0, "ssim": 0.9}
-    bicubic = np.pad(np.full((64, 64), 255, np.float32), ((40, 40), (80, 48)))  # a comparison crops where it is most wrong
+    bicubic = np.pad(np.full((64, 64), 255, np.float32), ((40, 40), (80, 48)))  # most wrong there
     outputs = {"HR": (hr, None), "bicubic": (bicubic, score), "student": (hr, score)}
     small = {name: (image[:50, :60], score) for name, (image, score) in outputs.items()}
     pictures.save_comparison(tmp_path / "c.png", [("Set5", 2, "baby", outputs), ("Set5", 3, "bird", small)])

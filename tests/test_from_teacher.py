@@ -14,7 +14,6 @@ TEACHERS = {"vdsr": lambda: VDSR(4, 8), **{f"edsr x{scale}": lambda scale=scale:
 
 def made(name):
     """An untrained teacher, and images (24, C, 24, 24) as it takes them."""
-    torch.manual_seed(0)
     teacher = TEACHERS[name]().eval().requires_grad_(False)
     return teacher, start_images(teacher.scales[:1], 24 * teacher.scales[0] ** (not teacher.upscaled_input),
                                  teacher.channels, teacher.upscaled_input, 1, count=24)
@@ -74,7 +73,6 @@ def test_the_seed_makes_the_student():
 
 def test_channels_are_kept_as_trying_each_would():
     """Backward elimination by the formula against least squares without each channel, one after the other."""
-    torch.manual_seed(0)
     rows, kernel = torch.randn(500, 45, dtype=torch.float64), torch.randn(45, 2, dtype=torch.float64)
     rows[:, 9:18] = rows[:, :9] + 0.1 * rows[:, 9:18]  # the second nearly is the first
     alive = list(range(5))
@@ -89,7 +87,6 @@ def test_channels_are_kept_as_trying_each_would():
 
 def test_a_fit_minds_the_relu():
     """A target that no linear kernel gives, but one behind a ReLU does."""
-    torch.manual_seed(0)
     rows, kernel = torch.randn(2000, 4), torch.tensor([[1.0], [-2.0], [0.5], [0.0]])
     target = rows @ kernel
     bent = torch.where(target < 0, 10 * target - 5, target)  # what lies below 0 does not count
@@ -102,7 +99,6 @@ def test_a_fit_minds_the_relu():
 
 def test_directions_are_the_best_of_their_number():
     """Reduced-rank regression: the error is that of the singular values left out; all directions lose nothing."""
-    torch.manual_seed(0)
     features, reads = torch.randn(400, 6).double() @ torch.randn(6, 6).double(), torch.randn(9, 6).double()
     given = features @ reads.T
     values = torch.linalg.svdvals(given)

@@ -30,7 +30,6 @@ def test_a_run_that_stops_after_every_step_ends_as_if_it_had_not(
         run, done, few_places, monkeypatch, images, tiny_teacher, tmp_path, script, flags):
     """It is resumed as often as it has steps: of two rounds in each of two epochs."""
     flags = tiny_flags(script, images, tiny_teacher, "--scale=2", *flags.split())
-    torch.manual_seed(0)
     utils.save_model(EDSR(2, 4), tmp_path / "edsr.pth")
     done(script, *flags, "--save_dir=whole")
     places, codes, advance = [], [], Run.advance

@@ -203,7 +203,6 @@ def test_fp16_scales_the_loss_down_until_the_gradient_fits():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_steps_in_half_precision_follow_those_in_single(name, precision):
-    """The same 30 steps on the same inputs: the student ends where it does in float32, within two percent."""
     losses = []
     for kind in ("fp32", precision):
         learner = new_learner(name, kind, lr=3e-3)

@@ -26,14 +26,12 @@ def test_vdsr_adds_the_network_to_its_input():
     assert torch.equal(model(x), x)
     model.body[0].weight.data[0, 0, 1, 1] = 3.0  # head 1; body 3; tail 15
     assert torch.equal(model(x), torch.tensor([[[[15.5, -0.25]]]]))
-    torch.manual_seed(0)
     for conv, error in ((VDSR().body[3], 0.02), (VDSR().head, 0.1)):  # as initialised
         assert conv.weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=error) and conv.bias is None
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_edsr_upscales_and_shifts_by_the_mean(scale):
-    torch.manual_seed(0)
     model = EDSR(n_resblocks=1, n_feats=4, scale=scale, res_scale=0.1)
     assert model(torch.rand(2, 3, 5, 7)).shape == (2, 3, 5 * scale, 7 * scale)
     x, (conv1, _, conv2) = torch.rand(1, 4, 6, 6), model.body[0].body
@@ -47,7 +45,6 @@ def test_edsr_upscales_and_shifts_by_the_mean(scale):
 @pytest.mark.parametrize("arch", ["vdsr", "edsr"])
 @pytest.mark.parametrize("init", ["random", "identity"])
 def test_growth_keeps_what_is_trained(arch, init):
-    torch.manual_seed(1)
     model = build_model({"arch": arch, "n_resblocks": 2, "n_feats": 6})
     before = {name: value.clone() for name, value in model.state_dict().items()}
     x = torch.rand(1, model.channels, 9, 8)
@@ -67,7 +64,6 @@ def test_growth_keeps_what_is_trained(arch, init):
 
 
 def test_generator():
-    torch.manual_seed(0)
     generator = Generator(latent=10, size=12, channels=3)
     images = generator(torch.randn(4, 10))
     assert images.shape == (4, 3, 12, 12)

@@ -17,7 +17,7 @@ EXACT = ("--precision=fp32", "--scale=2")
 
 
 def run_all(count, script, flags, folder, signals={}):
-    """Exit codes of the processes that torchrun would start; N prints to folder/N. signals: {N: arguments of die_at}."""
+    """Exit codes of what torchrun would start; process N prints to folder/N. signals: {N: arguments of die_at}."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

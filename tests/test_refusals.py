@@ -18,8 +18,7 @@ from utils import save_model
 def refuse(run, images, tiny_teacher, tmp_path):
     """refuse(script, flags, *words): beside those of a tiny run, unless `tiny` says others; nothing is touched."""
 
-    def files():
-        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    files = lambda: {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
     def refused(script, flags, *words, tiny=None):
         before = files()
@@ -40,7 +39,8 @@ SHARED = [  # flags beside those of a tiny run, and what the line must say; one 
     ("--resume=nowhere.pth", "nowhere.pth"), ("--resume=auto --test_only", "--test_only"),
     ("--save_dir=/proc/nowhere", "/proc/nowhere"), ("--save_dir=/dev/null", "--save_dir"),
     ("--align", ".py: error: unrecognized arguments: --align (--help lists the flags)"),
-    ("--output=/proc/x.pth", "--output /proc/x.pth"), ("--output=/dev/null/x.pth", "--output")]
+    ("--output=/proc/x.pth", "--output /proc/x.pth"), ("--output=/dev/null/x.pth", "--output"),
+    *((f"--{flag}={name}.pth", f"{name}.pth") for flag in ("pretrained", "resume") for name in ("list", "generator"))]
 OF_TEACHER = [
     ("--n_feats=1", "--n_feats"), ("--arch=edsr", "--scale 0"), ("--res_scale=0.1", "--res_scale: only an edsr"),
     ("--patch_size=57", "no image is large enough"), ("--arch=edsr --scale=3 --patch_size=25", "--patch_size 25"),
@@ -68,15 +68,9 @@ OF_STUDENT = [("--input_size=31", "--input_size 31: too small at x4; the least i
 def test_options(refuse, tmp_path, script, flags, word):
     (tmp_path / "empty/train291").mkdir(parents=True)
     (tmp_path / "file").write_text("not a folder")
+    torch.save([1, 2], tmp_path / "list.pth")  # test_load.py and test_interruption.py have more
+    torch.save(Generator(4, 8).state_dict(), tmp_path / "generator.pth")
     refuse(script, flags, word)
-
-
-@pytest.mark.parametrize("content", [[1, 2], Generator(4, 8).state_dict()], ids=["list", "generator"])
-def test_checkpoints(refuse, tmp_path, content):
-    """As a teacher, and to resume from; test_load.py and test_interruption.py have more."""
-    torch.save(content, tmp_path / "bad.pth")
-    for flag in ("--pretrained", "--resume"):
-        refuse(distillation, f"{flag}=bad.pth", "bad.pth")
 
 
 @pytest.mark.parametrize("script", [train_teacher, distillation])

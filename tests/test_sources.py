@@ -10,7 +10,8 @@ from utils import random_stream
 
 
 @pytest.mark.parametrize("scale, size", [(2, 24), (3, 16), (4, 12)])
-def test_noise_is_the_input_itself_or_reduced_to_it(scale, size):
+def test_noise_is_the_input_itself_or_reduced_to_it(images, scale, size):
+    """And a folder's images are reduced as real ones."""
     assert lr_size(48, scale) == size
     large = network_input(torch.rand(1, 1, size, size), scale, True)
     x = torch.rand(2, 3, 48, 48, generator=random_stream(1, "noise", 7))
@@ -20,17 +21,13 @@ def test_noise_is_the_input_itself_or_reduced_to_it(scale, size):
     normal, small = (noise_source("normal", 48, 1, upscaled, 1)(scale, 7, 4) for upscaled in (True, False))
     assert normal.mean() == pytest.approx(0.5, abs=0.02) == small.mean()
     assert normal.std() == pytest.approx(0.241, abs=0.02)  # 0.25, less the clipped tails
-    for images, shape in ((large, (1, 1, 48, 48)), (normal, (4, 1, 48, 48)), (small, (4, 1, size, size))):
-        assert images.shape == shape and 0 <= images.min() and images.max() <= 1
-
-
-@pytest.mark.parametrize("scales, channels, upscaled, shape", [
-    ((2, 3, 4), 1, True, (2, 1, 32, 32)), ((2,), 3, False, (2, 3, 16, 16))])
-def test_folder_source_draws_real_lr_images(images, scales, channels, upscaled, shape):
-    draw = folder_source(list_images(images / "train291"), scales, 32, channels, upscaled, 1)
-    x = draw(2, 0, 2)
-    assert x.shape == shape and x.std() > 0.05
-    assert torch.equal(x, draw(2, 0, 2)) and not torch.equal(x, draw(2, 1, 2))
+    for x, shape in ((large, (1, 1, 48, 48)), (normal, (4, 1, 48, 48)), (small, (4, 1, size, size))):
+        assert x.shape == shape and 0 <= x.min() and x.max() <= 1
+    for channels, upscaled, side in ((1, True, 48), (3, False, size)):
+        draw = folder_source(list_images(images / "train291"), (2, 3, 4), 48, channels, upscaled, 1)
+        x = draw(scale, 0, 2)
+        assert x.shape == (2, channels, side, side) and x.std() > 0.05
+        assert torch.equal(x, draw(scale, 0, 2)) and not torch.equal(x, draw(scale, 1, 2))
 
 
 @pytest.mark.parametrize("scales, size, channels, upscaled, shape", [

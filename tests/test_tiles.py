@@ -62,7 +62,6 @@ def conv(dilation=1):
 ], ids=["VDSR", "deep VDSR", "EDSR", "EDSR x3", "dilated", "one axis", "deep", "transposed", "gate", "closed gate",
         "instance norm", "detached gate", "far", "U-Net", "columns", "one size"])
 def test_how_far_a_network_looks_is_measured(make, expected, capsys):
-    torch.manual_seed(0)
     model = make().eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert reach(model) == reach(model) == expected
@@ -78,7 +77,6 @@ def test_how_far_a_network_looks_is_measured(make, expected, capsys):
     (lambda: Own(Gate(1.0)), False)], ids=["VDSR", "EDSR x3", "EDSR x4", "transposed", "gate"])
 def test_tiles_leave_no_seam(make, tiled):
     """As the whole image to 1e-5, of sides that no tile divides."""
-    torch.manual_seed(0)
     model = make().eval()
     x, shapes = torch.rand(2, model.channels, 71, 45), []
     with torch.no_grad():

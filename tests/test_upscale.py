@@ -26,11 +26,6 @@ class Nearest(nn.Module):
         return x.repeat_interleave(self.scales[0], -2).repeat_interleave(self.scales[0], -1)
 
 
-@pytest.fixture(autouse=True)
-def fixed_weights():
-    torch.manual_seed(0)
-
-
 def bands(model, image, scale):
     return list(upscale_bands(model, Image.fromarray(image), scale, "cpu"))
 
