@@ -32,9 +32,10 @@ def strip(half, angle=0.0, x=0.0, y=0.0, width=1.0):
 def test_areas_centres_and_directions(angle):
     """An ellipse's direction is from the rows towards the columns (y points down)."""
     square, ellipse = angle + math.pi / 2, (0.3, -0.6, angle, 9.0, 5.0, 1.0)
+    narrow, wide = disc(1.5), disc(7.3, width=4.0)
     # Coverage of a strip so thin falls as 1/2 + (1 - d^2) / 2 to 0 at d = sqrt(2), integral 2/3 sqrt(8): a little faint
     for first, second, area in (
-        (ellipse, ellipse, math.pi * 45), *((disc(r, width=w),) * 2 + (math.pi * r**2,) for r, w in ((1.5, 1), (7.3, 4))),
+        (ellipse, ellipse, math.pi * 45), (narrow, narrow, math.pi * 1.5**2), (wide, wide, math.pi * 7.3**2),
         (strip(8.0, angle), strip(3.0, square), 16 * 6), (strip(12.0, angle), strip(1.0, square), 24 * 2 / 3 * 8**0.5),
         (strip(8.0, angle), strip(3.0, square - math.pi / 6), 16 * 6 / math.sin(math.pi / 3)),
     ):
