@@ -109,7 +109,10 @@ def test_long_images_equal_the_exact_computation(shape, scale, padding):
 # k(1/2) = 9 / 16 and k(3/2) = -1 / 16. Pixels 0, -1 are p1, p1 (replicate) or p1, p2 (symmetric).
 @both_paths
 @pytest.mark.parametrize("row, scale, padding, antialias, expected, divisor", [
+    ([0, 0, 1, 1], 2, "replicate", True, [0, -3, -9, 26, 102, 137, 131, 128], 128),
     ([0, 1, 0, 0], 2, "replicate", True, [-9, 29, 111, 111, 29, -9, -3, 0], 128),
+    ([1, 0, 0, 0], 2, "replicate", True, [137, 102, 26, -9, -3, 0, 0, 0], 128),
+    ([0, 0, 1, 1], 0.5, "replicate", True, [17, 239], 256),
     ([0, 1, 0, 0], 2, "symmetric", True, [-12, 29, 111, 111, 29, -9, -3, 0], 128),
     ([0, 1, 0, 0], 0.5, "replicate", True, [111, 29], 256), ([0, 1, 0, 0], 0.5, "symmetric", True, [102, 26], 256),
     ([0, 1, 0, 0], 0.5, "replicate", False, [9, -1], 16)])

@@ -180,3 +180,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, monkeypatch, images, tiny_
     state = torch.load(tmp_path / "run/checkpoint.pth", weights_only=True)
     assert (state["epoch"], state["round"]) == (2, 0)
     assert all(torch.isfinite(t).all() for part in state["parts"].values() for t in part["network"].values())
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "model_last.pth", "checkpoint.pth"])
+def test_a_full_disk_is_one_line(run, done, monkeypatch, images, tiny_teacher, tmp_path, name):
+    """The system reports it as the second epoch's files are written; the first epoch's checkpoint stays."""
+    flags = tiny_flags(distillation, images, tiny_teacher, "--scale=2")
+    done(distillation, *flags, "--nEpochs=1")
+
+    def full(descriptor):
+        begun = os.readlink(f"/proc/self/fd/{descriptor}")
+        if name in begun and (name != "metrics.jsonl" or not begun.endswith(".part")):
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert_refused(run(distillation, *flags, "--resume=auto"), name, "No space left on device")
+    assert not list(tmp_path.glob("**/*.part"))
+    done(distillation, *flags, "--resume=auto")
+    assert [metrics["epoch"] for metrics in read(tmp_path / "runs/distillation")[1]] == [1, 2]

