@@ -180,9 +180,8 @@ class Benchmarks:
             pairs = _ahead(pool, prepare, iter(tasks))
             outputs = ((self._outputs(networks, pair), pair.hr, task[1]) for pair, task in zip(pairs, tasks))
             scored = _ahead(pool, _score_all, outputs)
-            rows = list(tqdm(scored, desc="scoring", total=len(tasks), unit="image", leave=False, disable=None))
+            rows = iter(list(tqdm(scored, desc="scoring", total=len(tasks), unit="image", leave=False, disable=None)))
         torch.set_num_threads(threads)
-        rows = iter(rows)
         scores = {name: {scale: [next(rows) for _ in images] for scale in self.scales}
                   for name, images in self.sets.items()}
         self.hardest = {name: images[np.argmin([row["bicubic"]["psnr"] for row in scores[name][self.middle_scale]])]

@@ -88,6 +88,11 @@ small() { # small NAME flags...
 }
 for seed in 1 2 3; do
   small "noise_$seed" --seed=$seed --source=noise
+  small "noise_normal_$seed" --seed=$seed --source=noise --noise=normal
+  small "folder_$seed" --seed=$seed --source=folder
+  small "dead_leaves+generator_$seed" --seed=$seed --source=dead_leaves+generator
+  small "mse_untrained_$seed" --seed=$seed --loss_type=MSE --source=generator --gw=0 --reconw=0
+  small "mse_both_gw100_$seed" --seed=$seed --loss_type=MSE --source=generator --lr_G=1e-3 --gw=100
   small "untrained_$seed" --seed=$seed --source=generator --gw=0 --reconw=0
   small "reconstruction_$seed" --seed=$seed --source=generator --lr_G=1e-3 --gw=0
   small "adversarial_$seed" --seed=$seed --source=generator --lr_G=1e-3 --reconw=0

@@ -97,9 +97,15 @@ def test_long_images_equal_the_exact_computation(shape, scale, padding):
     image = random_image(*shape)
     assert_near(imresize(image, float(scale), padding=padding), oracle(image, (scale, scale), padding))
     assert bicubic._taps.cache_info().misses == (max(shape) * max(scale, 1) > bicubic._DENSE_LENGTH)
-    for size in ((5, 13), (1, 1)):  # which sets one scale per dimension
-        expected = oracle(image, (F(size[0], shape[0]), F(size[1], shape[1])), padding)
-        assert_near(imresize(image, size=size, padding=padding), expected)
+
+
+@both_paths
+@both_paddings
+@pytest.mark.parametrize("size", [(5, 13), (16, 3), (9, 7), (1, 1)], ids=str)
+def test_size_sets_one_scale_per_dimension(size, padding):
+    image = random_image(9, 7)
+    expected = oracle(image, (F(size[0], 9), F(size[1], 7)), padding)
+    assert_near(imresize(image, size=size, padding=padding), expected)
 
 
 # Twice as large, the outputs lie 1/4 off a pixel: k(1/4), k(3/4), k(5/4), k(7/4) = 111, 29, -9, -3 / 128.
@@ -111,11 +117,13 @@ def test_long_images_equal_the_exact_computation(shape, scale, padding):
 @pytest.mark.parametrize("row, scale, padding, antialias, expected, divisor", [
     ([0, 0, 1, 1], 2, "replicate", True, [0, -3, -9, 26, 102, 137, 131, 128], 128),
     ([0, 1, 0, 0], 2, "replicate", True, [-9, 29, 111, 111, 29, -9, -3, 0], 128),
+    ([0, 1, 0, 0], 2, "symmetric", True, [-12, 29, 111, 111, 29, -9, -3, 0], 128),
     ([1, 0, 0, 0], 2, "replicate", True, [137, 102, 26, -9, -3, 0, 0, 0], 128),
     ([0, 0, 1, 1], 0.5, "replicate", True, [17, 239], 256),
-    ([0, 1, 0, 0], 2, "symmetric", True, [-12, 29, 111, 111, 29, -9, -3, 0], 128),
-    ([0, 1, 0, 0], 0.5, "replicate", True, [111, 29], 256), ([0, 1, 0, 0], 0.5, "symmetric", True, [102, 26], 256),
-    ([0, 1, 0, 0], 0.5, "replicate", False, [9, -1], 16)])
+    ([0, 1, 0, 0], 0.5, "replicate", True, [111, 29], 256),
+    ([0, 1, 0, 0], 0.5, "symmetric", True, [102, 26], 256),
+    ([0, 1, 0, 0], 0.5, "replicate", False, [9, -1], 16),
+])
 def test_rows_computed_by_hand(row, scale, padding, antialias, expected, divisor):
     image = torch.tensor(row, dtype=torch.float64).expand(3, 4)
     expected = (torch.tensor(expected, dtype=torch.float64) / divisor).expand(math.ceil(3 * scale), -1)
@@ -124,7 +132,9 @@ def test_rows_computed_by_hand(row, scale, padding, antialias, expected, divisor
 
 
 @pytest.mark.parametrize("size, columns_first", [
-    ((48, 24), False), ((12, 6), False), ((6, 3), False), ((18, 4), True), ((30, 6), True), ((12, 24), False)])
+    ((48, 24), False), ((48, 48), False), ((12, 6), False), ((8, 4), False), ((6, 3), False),
+    ((18, 4), True), ((30, 6), True), ((12, 24), False),
+])
 def test_bytes_are_rounded_and_clipped_after_each_pass(size, columns_first):
     """First the rows, unless the columns shrink more; one rounding at the end, or the other order, shows."""
     image, scales = ((random_image(24, 12) > 0.5) * 255).to(torch.uint8), (F(size[0], 24), F(size[1], 12))
@@ -132,7 +142,10 @@ def test_bytes_are_rounded_and_clipped_after_each_pass(size, columns_first):
     assert torch.equal(result, bytes_oracle(image, scales, columns_first))
     assert not torch.equal(result, bytes_oracle(image, scales, columns_first, each_pass=False))
     assert not torch.equal(result, bytes_oracle(image, scales, not columns_first))
-    # Output 1 is (8 p1 + 9 p2 - p3) / 16: 1/2 -> 1 and 5/2 -> 3, where half to even gives 0 and 2.
+
+
+def test_bytes_round_half_up():
+    """Output 1 is (8 p1 + 9 p2 - p3) / 16: 1/2 -> 1 and 5/2 -> 3, where half to even gives 0 and 2."""
     image = torch.tensor([[[1], [0], [0], [0]], [[5], [0], [0], [0]]], dtype=torch.uint8)
     assert imresize(image, 0.5, antialias=False).tolist() == [[[1], [0]], [[3], [0]]]
 
@@ -140,11 +153,8 @@ def test_bytes_are_rounded_and_clipped_after_each_pass(size, columns_first):
 @both_paths
 @pytest.mark.parametrize("scale", [2, 0.5, 0.7])
 def test_gradients(scale):
-    """Also by weights that inference mode made."""
-    image = random_image(2, 4, 3)
-    with torch.inference_mode():
-        imresize(image, scale, padding="symmetric")
-    assert torch.autograd.gradcheck(lambda x: imresize(x, scale, padding="symmetric"), (image.requires_grad_(),))
+    image = random_image(2, 4, 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: imresize(x, scale, padding="symmetric"), (image,))
 
 
 @both_paths
@@ -176,11 +186,21 @@ def test_dtype_is_kept_and_only_the_result_is_rounded(dtype, autocast):
         assert half_ulps.max() <= (1.02 if dtype.itemsize == 2 else 16)
 
 
+@both_paths
+def test_weights_made_in_inference_mode_serve_training():
+    image = random_image(6, 5)
+    with torch.inference_mode():
+        imresize(image, 0.5)
+    imresize(image.requires_grad_(), 0.5).sum().backward()
+    assert image.grad.sum() == pytest.approx(9)
+
+
 @pytest.mark.parametrize("arguments", [
     {}, {"scale": 2, "size": (4, 4)}, {"scale": 0}, {"scale": -1}, {"scale": math.inf}, {"scale": math.nan},
     {"size": (0, 3)}, {"size": (2.5, 3)}, {"size": (3,)}, {"size": (3, 3, 3)}, {"scale": 2, "padding": "reflect"},
     *({"image": torch.zeros(shape), "scale": 2} for shape in ((5,), (0, 4), (1, 4, 0))),
-    *({"image": torch.zeros(4, 4, dtype=dtype), "scale": 2} for dtype in (torch.int64, torch.bool))], ids=str)
+    *({"image": torch.zeros(4, 4, dtype=dtype), "scale": 2} for dtype in (torch.int64, torch.bool)),
+], ids=str)
 def test_bad_arguments_are_refused(arguments):
     with pytest.raises((ValueError, TypeError), match="imresize:"):
         imresize(**{"image": torch.zeros(4, 4)} | arguments)

@@ -107,3 +107,27 @@ def test_distillation_runs_and_resumes(done, images, tiny_teacher, tmp_path, sou
     done(distillation, *flags, "--resume=auto")
     assert [m["epoch"] for m in read(tmp_path / "a")[1]] == [1, 2]
     assert weights_equal(tmp_path / "student.pth", tmp_path / "a/model_last.pth")
+
+
+def test_imresize_replays_in_a_cuda_graph():
+    x = torch.rand(4, 1, 48, 48, device="cuda")
+    imresize(x, 1 / 3)  # the first call makes the weights
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = imresize(x, 1 / 3)
+    x.copy_(torch.rand_like(x))
+    graph.replay()
+    torch.testing.assert_close(y.cpu(), imresize(x.cpu(), 1 / 3))
+
+
+def test_a_graph_for_every_shape_of_input_and_none_for_every_seed():
+    """Nor for every number: floats are inputs."""
+    stream, record = torch.Generator("cuda"), Recorder(GPU)
+    function = lambda x, factor, stream: factor * x + torch.rand(len(x), generator=stream, device="cuda")
+    for i in range(6):
+        for size in (3, 4):
+            x, outputs = torch.rand(size, device="cuda"), []
+            for way in (record, eager):
+                outputs.append(way(function, x, i / 4, stream.manual_seed(i)))
+            assert torch.equal(*outputs)
+    assert len(record.graphs) == 2

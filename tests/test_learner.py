@@ -8,9 +8,10 @@ import torch
 import torch.nn as nn
 
 from distillation import generator_step
-from engine.learner import Learner, Muon, autocast, decay, distance, make_optimizer, orthogonalize, train_step
+from engine.learner import (Learner, Muon, autocast, decay, distance, frozen, make_optimizer, orthogonalize,
+                            train_step)
 from engine.options import best_precision
-from models import EDSR, VDSR, Generator
+from models import EDSR, VDSR, Generator, build_model
 from utils import NotFinite
 
 NAMES = ["sgd", "adam", "muon"]
@@ -29,8 +30,8 @@ def new_learner(name, precision="fp32", network=None, lr=None):
     return Learner(network, make_optimizer(network, name, lr), precision, clip=0.4)
 
 
-def take_steps(learner, count):
-    for step in range(count):
+def take_steps(learner, count, first=0):
+    for step in range(first, first + count):
         learner.set_rate(1 / (1 + step))
         x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(step))
         train_step(learner, x, 1 - x, MSE)
@@ -230,3 +231,38 @@ def test_best_precision(device, has_bf16, best, monkeypatch):
     else:
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16, raising=False)
     assert best_precision(torch.device(device)) == best
+
+
+@pytest.mark.parametrize("precision, error", [("fp32", 0), ("bf16", 2e-2), ("fp16", 3e-3)])
+@pytest.mark.parametrize("config", [
+    {"arch": "vdsr", "n_resblocks": 4, "n_feats": 8}, {"arch": "edsr", "n_resblocks": 2, "n_feats": 8, "scale": 2}])
+def test_networks_compute_nearly_the_same_in_half_precision(config, precision, error):
+    torch.manual_seed(0)
+    network = build_model(config)
+    x = torch.rand(2, network.channels, 12, 12)
+    with autocast(x.device, precision):
+        output = network(x)
+    expected = network(x)
+    difference = (output - expected).norm() / (expected - expected.mean()).norm()
+    assert error / 1000 <= difference <= error and output.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_learners_state_goes_on_where_it_was(name, precision):
+    """Six steps, or three and, by a new learner with the state, three."""
+    whole, part, resumed = (new_learner(name, precision) for _ in range(3))
+    take_steps(whole, 6)
+    take_steps(part, 3)
+    resumed.load_state_dict(copy.deepcopy(part.state_dict()))
+    take_steps(resumed, 3, first=3)
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+def test_frozen_networks_pass_gradients_through():
+    network, x = nn.Linear(2, 2), torch.ones(1, 2, requires_grad=True)
+    network.bias.requires_grad_(False)
+    with frozen(network):
+        network(x).sum().backward()
+    assert x.grad is not None and network.weight.grad is None
+    assert network.weight.requires_grad and not network.bias.requires_grad

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 
+from engine import parallel
 from models.load import load_model
 from tests.helpers import ROOT, SCRIPTS, die_at, finish, read, start, student_flags, teacher_flags, tiny_flags
 
@@ -82,3 +83,12 @@ def test_torchrun(images, tmp_path):
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("the trained network is teacher.pth") == 1
     assert read(tmp_path / "runs/train_teacher")[0]["steps"] == 2
+
+
+def test_shares_make_the_whole(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    parts = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        parts.append([*range(9)[parallel.share(9)]])
+    assert parts == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from skimage.color import rgb2ycbcr, ycbcr2rgb
 from torch import nn
 
 from bicubic import imresize
+from data.images import open_image
 from models import EDSR, VDSR
 from tests.helpers import bicubic_network, pixels, resized
 from tools.upscale import upscale_bands, upscale_pixels
@@ -123,3 +124,16 @@ def test_how_large_bands_are(monkeypatch):
     np.testing.assert_array_equal(np.concatenate(found), expected)
     monkeypatch.setattr("tools.upscale.reach", lambda model: None)
     assert [band.shape for band in bands(Nearest(4, 3), image, 4)] == [(800, 160, 4)]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_carried_out(tmp_path, suffix, orientation):
+    """As Pillow does it in a copy."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels(4, 6)).save(tmp_path / f"a.{suffix}", exif=exif)
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    assert expected.shape == ((4, 6, 3) if orientation < 5 else (6, 4, 3))
+    np.testing.assert_array_equal(open_image(tmp_path / f"a.{suffix}"), expected)
