@@ -72,7 +72,8 @@ class Muon(torch.optim.Optimizer):
             by_shape.setdefault(kernel.shape, []).append(kernel)
         groups = [dict(params=kernels, muon=True) for kernels in by_shape.values()]
         groups += [dict(params=others, muon=False, lr=lr / 3)] if others else []
-        super().__init__(groups, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        # capturable: with the weights on a GPU, torch loads Adam's count of steps to there as well.
+        super().__init__(groups, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, capturable=True))
 
     @torch.no_grad()
     def step(self):

@@ -100,9 +100,10 @@ def test_a_deterministic_run_resumes_bit_for_bit(run, done, monkeypatch, images,
     assert weights_equal("whole.pth", "part.pth")
 
 
-@pytest.mark.parametrize("source", ["generator", "noise", "folder", "dead_leaves"])
-def test_distillation_runs_and_resumes(done, images, tiny_teacher, tmp_path, source):
-    flags = (*student_flags(images, tiny_teacher), "--device=cuda", f"--source={source}", "--save_dir=a")
+@pytest.mark.parametrize("way", ["--source=generator", "--source=noise", "--source=folder", "--source=dead_leaves",
+                                 "--optimizer=adam", "--recipe=fast"])
+def test_distillation_runs_and_resumes(done, images, tiny_teacher, tmp_path, way):
+    flags = (*student_flags(images, tiny_teacher), "--device=cuda", way, "--save_dir=a")
     done(distillation, *flags, "--nEpochs=1")
     done(distillation, *flags, "--resume=auto")
     assert [m["epoch"] for m in read(tmp_path / "a")[1]] == [1, 2]

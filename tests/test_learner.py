@@ -85,6 +85,13 @@ def test_muon_by_hand():
         torch.testing.assert_close(torch.stack([kernel.detach().flatten(1) for kernel in kernels]), expected)
 
 
+def test_what_muon_loads_goes_where_the_weights_are():
+    learner, optimizer = new_learner("muon"), make_optimizer(VDSR(2, 4).to("meta"), "muon")
+    take_steps(learner, 1)
+    optimizer.load_state_dict(learner.optimizer.state_dict())
+    assert all(value.is_meta for state in optimizer.state.values() for value in state.values())
+
+
 @pytest.mark.parametrize("rows, columns", [(8, 36), (36, 8), (16, 16)])
 def test_orthogonalized_matrices_have_singular_values_near_one(rows, columns):
     """The same directions; what is below a 300th of the norm may lag."""
