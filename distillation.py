@@ -160,8 +160,11 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
     log and checkpoints. call: how steps are run, see engine.graphs.
     """
     s, D = settings, distance(settings.loss_type)
-    learner = lambda network: Learner(network, make_optimizer(network, s.optimizer, s.lr, s.momentum, s.weight_decay),
-                                      s.precision, s.clip, "D(S(x), T(x))")
+
+    def learner(network):
+        optimizer = make_optimizer(network, s.optimizer, s.lr, s.momentum, s.weight_decay)
+        return Learner(network, optimizer, s.precision, s.clip, "D(S(x), T(x))")
+
     keep = {f"generator_{scale}": generator for scale, generator in (generators or {}).items()}
     S = learner(student)
     run = run or Run(epochs=s.nEpochs, losses=losses(generators), device=S.device)

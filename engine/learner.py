@@ -171,8 +171,7 @@ class Learner:
         self.network, self.clip, self.loss, self.precision = network, clip, loss, precision
         self.weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         self.device = self.weights[0].device
-        self.failed = torch.zeros((), dtype=torch.bool, device=self.device)
-        self.found = torch.zeros(2, device=self.device)
+        self.found = torch.zeros(2, device=self.device)  # the first loss and gradient's norm that are not both finite
         # Summed losses have large gradients, which overflow fp16 in the first steps unless the scale begins small. In
         # other precisions it stays 1, and the scaler only keeps what is not finite from the weights.
         scaled = precision == "fp16"
@@ -215,13 +214,14 @@ class Learner:
     def _note_failure(self, loss, norm):
         """Remember the first loss or gradient that is not finite; of an fp16 gradient, once its scale is no excuse."""
         small = self.scaler.scale(torch.ones((), device=self.device)) <= self.least_scale
-        self.found.copy_(torch.where(self.failed, self.found, torch.stack((loss, norm))))
-        self.failed |= ~torch.isfinite(loss) | (~torch.isfinite(norm) & small)
+        failed = ~torch.isfinite(loss) | (~torch.isfinite(norm) & small)
+        first = failed & self.found.isfinite().all()
+        self.found.copy_(torch.where(first, torch.stack((loss, norm)), self.found))
 
     def check(self):
         """Raise NotFinite where a loss or gradient was not finite. Waits for the GPU."""
-        if self.failed:
-            loss, norm = self.found.tolist()
+        loss, norm = self.found.tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NotFinite(f"{self.loss} is {loss:g}, its gradient's norm {norm:g}")
 
     def state_dict(self):

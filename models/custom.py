@@ -1,14 +1,7 @@
 """A network that this project does not have, from a Python file of one's own (distillation.py --model).
 
-    # my_network.py
-    def teacher():
-        return MyNetwork(channels=64)
-
-    def student():
-        return MyNetwork(channels=32)
-
-Both return a torch.nn.Module that takes LR images (B, C, h, w) in [0, 1] to SR images (B, C, scale * h, scale * w)
-and says its `scale` and its `channels` C (3: RGB, 1: luma). Nothing else is asked of it.
+Its functions teacher() and student() return a torch.nn.Module that takes LR images (B, C, h, w) in [0, 1] to SR images
+(B, C, scale * h, scale * w) and says its `scale` and its `channels` C (3: RGB, 1: luma). Nothing else is asked of it.
 """
 
 import hashlib
@@ -40,12 +33,12 @@ def custom_network(path, role, weights=None):
         raise InputError(f"--model {path}: no such file")
     with _located(path, f"{role}()"):
         network = getattr(_run(path.resolve()), role)()
-    for name, usable in (("scale", (2, 3, 4)), ("channels", (1, 3))):
-        if not (isinstance(network, nn.Module) and getattr(network, name, None) in usable):
-            raise InputError(f"--model {path}: {role}() must return a module with `scale` (2, 3 or 4) and `channels` "
-                             "(3: RGB, 1: luma)")
+    scale, channels = (getattr(network, name, None) for name in ("scale", "channels"))
+    if not isinstance(network, nn.Module) or scale not in (2, 3, 4) or channels not in (1, 3):
+        raise InputError(f"--model {path}: {role}() must return a module with `scale` (2, 3 or 4) and `channels` "
+                         "(3: RGB, 1: luma)")
     config = {"arch": "own", "file": path.name, "role": role}
-    for name, value in (("scales", (network.scale,)), ("upscaled_input", False), ("config", config)):
+    for name, value in (("scales", (scale,)), ("upscaled_input", False), ("config", config)):
         if getattr(network, name, value) != value:
             raise InputError(f"--model {path}: the {role} has a `{name}` of its own, a name that is taken; rename it")
         setattr(network, name, value)
@@ -99,6 +92,6 @@ def _try_out(network, path, role):
     expected = (1, network.channels, 12 * network.scale, 16 * network.scale)
     with _located(path, f"the {role}, given {tuple(x.shape)},"):
         output = network(x)
-    if not isinstance(output, torch.Tensor) or output.shape != expected:
-        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise InputError(f"--model {path}: the {role} makes {shape} of {tuple(x.shape)}, expected {expected}")
+    made = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if made != expected:
+        raise InputError(f"--model {path}: the {role} makes {made} of {tuple(x.shape)}, expected {expected}")

@@ -1,9 +1,8 @@
 """A checkpoint file becomes a ready model.
 
 Our files hold {"config": architecture, "state_dict": tensors} (see utils.save_model). Those of others are read as
-far as they hold one of the two networks: under whichever key, with whichever prefix, as tensors or as a whole
-pickled module, in the names of pytorch-vdsr, EDSR-PyTorch and BasicSR. Their architecture is read off names and
-shapes.
+far as they hold one of the two networks: under whichever key and prefix, as tensors or as a whole pickled module, in the
+names of pytorch-vdsr, EDSR-PyTorch and BasicSR. Their architecture is read off names and shapes.
 """
 
 import re
@@ -66,9 +65,8 @@ def load_weights(model, weights, path):
                   "is not finite" if isinstance(tensor, nn.Parameter) and not found.isfinite().all() else None)
         if reason:
             raise InputError(f"{path}: the tensor '{name}' {reason}")
-    for name in weights:
-        if name not in expected:
-            raise InputError(f"{path}: the tensor '{name}' is unexpected in this architecture")
+    for name in sorted(weights.keys() - expected.keys()):
+        raise InputError(f"{path}: the tensor '{name}' is unexpected in this architecture")
     model.load_state_dict(weights)
 
 
@@ -143,12 +141,8 @@ def _strip_prefix(weights, fits):
 
 
 def _rank(keys):
-    """The smaller, the sooner weights are taken from under these keys."""
-    if any(_AVERAGES.search(key) for key in keys):
-        return 0
-    if any(_USUAL_KEYS.match(key) for key in keys):
-        return 1
-    return 3 if keys else 2
+    """The smaller, the sooner weights are taken from under these keys: averages, usual ones, the file itself, others."""
+    return 0 if any(map(_AVERAGES.search, keys)) else 1 if any(map(_USUAL_KEYS.match, keys)) else 3 if keys else 2
 
 
 # ---- the names and numbers of others ---------------------------------------------------------------
@@ -161,20 +155,14 @@ def _recognised(names):
 
 def _our_name(name, n_blocks=0):
     """pytorch-vdsr's and BasicSR's names as ours; EDSR-PyTorch's are ours."""
-    for pattern, ours in (
-        (r"input\.", "head."),
-        (r"residual_layer\.(\d+)\.conv\.", r"body.\1."),
-        (r"output\.", "tail."),
-        (r"conv_first\.", "head.0."),
-        (r"body\.(\d+)\.conv1\.", r"body.\1.body.0."),
-        (r"body\.(\d+)\.conv2\.", r"body.\1.body.2."),
-        (r"conv_after_body\.", f"body.{n_blocks}."),
-        (r"(?:upconv|upsample)\.(\d)\.", r"tail.0.\1."),
-        (r"upconv1\.", "tail.0.0."),
-        (r"upconv2\.", "tail.0.2."),
+    for theirs, ours in (
+        (r"input\.", "head."), (r"residual_layer\.(\d+)\.conv\.", r"body.\1."), (r"output\.", "tail."),
+        (r"conv_first\.", "head.0."), (r"body\.(\d+)\.conv1\.", r"body.\1.body.0."),
+        (r"body\.(\d+)\.conv2\.", r"body.\1.body.2."), (r"conv_after_body\.", f"body.{n_blocks}."),
+        (r"(?:upconv|upsample)\.(\d)\.", r"tail.0.\1."), (r"upconv1\.", "tail.0.0."), (r"upconv2\.", "tail.0.2."),
         (r"conv_last\.", "tail.1."),
     ):
-        name = re.sub(f"^{pattern}", ours, name)
+        name = re.sub(f"^{theirs}", ours, name)
     return name
 
 

@@ -64,11 +64,6 @@ def measure_reach(model, short=16, long=256):
     return radius
 
 
-def widest(model):
-    """Channels of the widest feature map: n_feats, or in a network without such the most of any layer."""
-    return getattr(model, "n_feats", max(getattr(module, "out_channels", 1) for module in model.modules()))
-
-
 @torch.inference_mode()
 def run_tiled(model, x, largest=_LARGEST):
     """model(x) for a batch x (B, C, H, W) that may be too large to hold all its features at once.
@@ -77,7 +72,8 @@ def run_tiled(model, x, largest=_LARGEST):
     is that of the whole image but for rounding. largest: values in a feature map.
     """
     ratio, (rows, columns) = 1 if model.upscaled_input else model.scales[0], x.shape[-2:]
-    most = math.isqrt(largest // (len(x) * widest(model) * ratio**2))
+    widest = getattr(model, "n_feats", max(getattr(module, "out_channels", 1) for module in model.modules()))
+    most = math.isqrt(largest // (len(x) * widest * ratio**2))
     radius = None if max(rows, columns) <= most else reach(model)
     if radius is None or max(rows, columns) <= 16 + 2 * radius:
         return model(x)
