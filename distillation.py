@@ -395,8 +395,7 @@ def report(args, run, networks, benchmarks, trained):
     if trained:
         save_model(networks["student"], args.output)
         save_sample_sheet(run.path / "samples", run.path / "samples.png", benchmarks.scales)
-        if not save_curves(run.path):
-            run.log.line("curves.png was not drawn: it needs matplotlib (pip install matplotlib)")
+        save_curves(run.path)
     with run.interruptible():
         run.log.report(benchmarks, networks, vars(args), **trained)
         save_comparison(run.path / "comparison.png", benchmarks.examples(networks))

@@ -84,13 +84,14 @@ def read_image(path):
 
 
 def find_training_images(data_dir, without_held_out=False):
-    """Paths of the training images: of data_dir/train291, else data_dir, or for "skimage" the bundled ones.
+    """Paths of the training images: of data_dir/train291, else data_dir itself, else DIV2K's; of "skimage" the bundled ones.
 
     without_held_out: but for those of the set HELD_OUT. Raises InputError where there are none.
     """
     if str(data_dir) == BUNDLED:
         return bundled_photographs(BUNDLED_TRAIN)
-    paths = list_images(Path(data_dir) / "train291") or list_images(data_dir)
+    folders = (Path(data_dir, name) for name in ("train291", "", "DIV2K/DIV2K_train_HR"))
+    paths = next(filter(None, map(list_images, folders)), None)
     if not paths:
         raise InputError(f"{data_dir}: no training images there or in {data_dir}/train291; to fetch them: "
                          f"python -m data.download train291 --to {data_dir}")
@@ -100,8 +101,11 @@ def find_training_images(data_dir, without_held_out=False):
 
 
 def held_out_images(data_dir):
-    """Paths of the set HELD_OUT: twenty of the 291 images; empty where there are fewer than 14."""
-    return find_training_images(data_dir)[_HELD_OUT]
+    """Paths of the set HELD_OUT: twenty of the 291 images. Raises InputError where there are fewer than 14."""
+    paths = find_training_images(data_dir)
+    if len(paths) < 14:
+        raise InputError(f"{data_dir}: {HELD_OUT} is every 14th training image, and there are {len(paths)}")
+    return paths[_HELD_OUT]
 
 
 def luma(rgb):

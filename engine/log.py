@@ -54,7 +54,8 @@ class Log:
         results, protocol = benchmarks.scores(networks), benchmarks.protocol(networks)
         command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
         save_json({"results": results, "protocol": protocol, **trained, "date": time.strftime("%Y-%m-%d"),
-                   "device": device_name(args["device"]), "git": git_revision(), "command": command, "args": args},
+                   "device": device_name(args["device"]), "git": git_revision(), "command": command,
+                   "networks": {name: network.config for name, network in networks.items()}, "args": args},
                   self.path / "results.json")
         self._board(args["nEpochs"], {
             f"{name}/{which} x{scale}": score["psnr"] for name, by_scale in results.items()

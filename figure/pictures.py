@@ -58,7 +58,7 @@ def save_sample_sheet(folder, path, scales):
     scales: what the strips show, from left to right. Nothing where there are no strips.
     """
     files = sorted(Path(folder).glob("epoch_*.png"))
-    if not files:  # nothing was trained here: a finished run was resumed into another folder
+    if not files:  # a finished run was resumed
         return
     files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, 10).round().astype(int))]
     sheet = stack([(f"epoch {int(file.stem.removeprefix('epoch_'))}", file) for file in files], 80)
@@ -95,7 +95,7 @@ def parse_arguments(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--runs", nargs="+", metavar="SAVE_DIR", help="instead of dead leaves: images of these runs")
     parser.add_argument("--labels", nargs="+", help="of the runs (default: their folders)")
-    parser.add_argument("--output", default="figure/dead_leaves.png", help="where the sheet goes")
+    parser.add_argument("--output", help="where the sheet goes (default: figure/dead_leaves.png or figure/generated.png)")
     parser.add_argument("--seed", type=whole, default=1, help="of all that is random")
     return parser.parse_args(argv)
 
@@ -116,8 +116,9 @@ def main(args):
         grey, colour = (dead_leaves(48, 48, channels, random_stream(args.seed, "sheet", channels), "cpu")
                         for channels in (1, 3))
         sheet = grid(interpolate(torch.cat((grey.expand_as(colour), colour)), scale_factor=2), 12)
-    save_png(sheet.save, args.output)
-    print(args.output)
+    output = args.output or f"figure/{'generated' if args.runs else 'dead_leaves'}.png"
+    save_png(sheet.save, output)
+    print(output)
 
 
 if __name__ == "__main__":

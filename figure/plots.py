@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+from tqdm import tqdm
 
 from data.table import markdown_table, paper_table
 from engine.options import Parser
@@ -102,11 +103,11 @@ def curves(epochs):
 
 
 def save_curves(folder):
-    """Draw `folder`/metrics.jsonl as `folder`/curves.png. Returns False where matplotlib is not installed."""
-    if not find_spec("matplotlib"):
-        return False
-    save_png(curves(read_metrics(folder)).savefig, Path(folder) / "curves.png")
-    return True
+    """Draw `folder`/metrics.jsonl as `folder`/curves.png, or say that matplotlib is not installed."""
+    if find_spec("matplotlib"):
+        save_png(curves(read_metrics(folder)).savefig, Path(folder) / "curves.png")
+    else:
+        tqdm.write("curves.png was not drawn: it needs matplotlib (pip install matplotlib)")
 
 
 def psnr_minutes(folders, labels=None):
@@ -139,16 +140,16 @@ def psnr_minutes(folders, labels=None):
 
 
 def read_width(path):
-    """What compare_widths takes, of the results.json of a VDSR student; what its width costs is measured here."""
+    """What compare_widths takes, of a student's results.json; what its width costs is measured here."""
     from tools.benchmark import milliseconds  # here: these take a second, which the scripts need not wait for
     from tools.export import TIMED, count_parameters, multiply_adds, random_input
 
     with open_json(path) as record:
         psnr = {scale: row["student"]["psnr"] for scale, row in record["results"]["Set5"].items()}
-        depth, width = record["args"]["n_resblocks"] or 18, record["args"]["n_feats"] or 32
-    network = build_model({"arch": "vdsr", "n_resblocks": depth, "n_feats": width}).requires_grad_(False)
+        config = record["networks"]["student"]
+    network = build_model(config).requires_grad_(False)
     x = random_input(network, *TIMED)
-    return {"width": width, "parameters": count_parameters(network), "gmacs": multiply_adds(network) / 1e9,
+    return {"width": config["n_feats"], "parameters": count_parameters(network), "gmacs": multiply_adds(network) / 1e9,
             "ms": milliseconds(lambda: network(x), x.device), "size": TIMED, "psnr": psnr}
 
 

@@ -10,26 +10,29 @@
 # appended to every command (a rehearsal: FLAGS="--nEpochs=1 --iter=1 --batchSize=2 --data_test=Set5", and for those
 # of several stages --nEpochs=20 --stu_step=1).
 set -uo pipefail
-[ $# -ge 1 ] || { sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }
 cd "$(dirname "$0")/.."
 
 end=$((SECONDS + 60 * $1)); shift
 only=" $* "
 out=${OUT:-runs/reproduce} results=${RESULTS:-figure/results} data=${DATA:-datasets}
 teacher=${TEACHER:-$out/teacher.pth}
-mkdir -p "$out" "$results"/{table2,start,width,generator,edsr,sgd}
+mkdir -p "$out" "$results"/{recipe,table2,start,width,generator,edsr,sgd}
 
 measured= # whether there are new results
 collect() { # the tables, of what is in $results
   [ -n "$measured" ] || return 0
   python -m figure.table --results="$results" --output="${TABLES:-figure}"
-  python -m figure.table "$results"/{table2,start,generator,edsr} --output="${TABLES:-figure}"
+  python -m figure.table "$results"/{table2,start,generator,edsr,sgd} --output="${TABLES:-figure}"
   if ls "$results"/width/*.json > /dev/null 2>&1; then
     python -m figure.plots --width "$results"/width/*.json --output="${TABLES:-figure}/width.png"
   fi
 }
 
 stop() { collect; exit "$1"; }
+
+job= asked= # the running experiment; whether somebody wants it to stop
+trap 'asked=yes; [ -z "$job" ] || kill -TERM "$job"' INT TERM
 
 run() { # run NAME script flags...: unless it is done; NAME names the result's file
   local name=$1 script=$2 left status; shift 2
@@ -39,8 +42,11 @@ run() { # run NAME script flags...: unless it is done; NAME names the result's f
   [ "$left" -gt 0 ] || { echo "out of time before $name"; stop 0; }
   echo "== $name"
   timeout --signal=TERM --kill-after=60 "$left" python "$script" "$@" --data_dir="$data" --save_dir="$out/$name" \
-    --output="$out/$name.pth" --resume=auto ${FLAGS:-}
-  status=$?
+    --output="$out/$name.pth" --resume=auto ${FLAGS:-} &
+  job=$!
+  wait "$job"; status=$?
+  [ -z "$asked" ] || { wait "$job"; stop 130; } # its checkpoint is written
+  job=
   [ $status -eq 124 ] && { echo "out of time in $name"; stop 0; }
   [ $status -eq 0 ] || { echo "$name ended with code $status"; stop $status; }
   rm -f "$results/$name".*.json
@@ -49,8 +55,7 @@ run() { # run NAME script flags...: unless it is done; NAME names the result's f
 }
 
 distil() { # distil NAME flags...: of the VDSR teacher
-  local name=$1; shift
-  run "$name" distillation.py --pretrained="$teacher" "$@"
+  run "$1" distillation.py --pretrained="$teacher" "${@:2}"
 }
 
 paper="--stu_step=50 --reconw=1.0 --inc_num=1 --inc_step=0 --input_size=48 --iter=120 --latent=256 --lr_G=1e-5 --model_type=half --nEpochs=80"
@@ -61,6 +66,8 @@ short="--stu_step=50 --iter=8 --nEpochs=50 --lr_G=1e-4 --val_dataset=held_out --
 # Table 1. The teacher by Adam and a cosine, which need fewer steps than the reference's SGD (the last lines run that).
 [ -n "${TEACHER:-}" ] || run teacher train_teacher.py --model_type=origin --optimizer=adam --schedule=cosine --lr=5e-4 --nEpochs=100
 distil fast --recipe=fast --nEpochs=60
+distil recipe/epochs_3 --recipe=fast --nEpochs=3
+distil recipe/epochs_10 --recipe=fast
 run student train_teacher.py --model_type=half --optimizer=adam --schedule=cosine --nEpochs=80
 run student_from_teacher train_teacher.py --model_type=half --student_init=teacher --pretrained="$teacher" --optimizer=muon \
   --schedule=trapezoid --nEpochs=80
@@ -82,49 +89,55 @@ done
 # What the generator's losses bring, on the demo's small teacher, x2, from random weights: one generator step after ten of the
 # student, at a rate of 1e-3, since 150 steps at the paper's 1e-5 move nothing.
 small() { # small NAME flags...
-  local name=$1; shift
-  run "generator/$name" distillation.py --pretrained=models/demo_teacher.pth --recipe=fast --student_init=random --bank=0 \
-    --scale=2 --nEpochs=6 --iter=25 --stu_step=10 --val_dataset=held_out --data_test=Set5+held_out "$@"
+  run "generator/$1_$seed" distillation.py --pretrained=models/demo_teacher.pth --recipe=fast --student_init=random --bank=0 \
+    --scale=2 --nEpochs=6 --iter=25 --stu_step=10 --val_dataset=held_out --data_test=Set5+held_out --seed=$seed "${@:2}"
+}
+generated() { # generated NAME flags...
+  small "$1" --source=generator "${@:2}"
 }
 for seed in 1 2 3; do
-  small "noise_$seed" --seed=$seed --source=noise
-  small "noise_normal_$seed" --seed=$seed --source=noise --noise=normal
-  small "folder_$seed" --seed=$seed --source=folder
-  small "dead_leaves+generator_$seed" --seed=$seed --source=dead_leaves+generator
-  small "mse_untrained_$seed" --seed=$seed --loss_type=MSE --source=generator --gw=0 --reconw=0
-  small "mse_both_gw100_$seed" --seed=$seed --loss_type=MSE --source=generator --lr_G=1e-3 --gw=100
-  small "untrained_$seed" --seed=$seed --source=generator --gw=0 --reconw=0
-  small "reconstruction_$seed" --seed=$seed --source=generator --lr_G=1e-3 --gw=0
-  small "adversarial_$seed" --seed=$seed --source=generator --lr_G=1e-3 --reconw=0
-  small "both_$seed" --seed=$seed --source=generator --lr_G=1e-3
-  small "both_gw100_$seed" --seed=$seed --source=generator --lr_G=1e-3 --gw=100
-  small "both_lr1e-5_$seed" --seed=$seed --source=generator
+  small noise --source=noise
+  small noise_normal --source=noise --noise=normal
+  small folder --source=folder
+  small dead_leaves+generator --source=dead_leaves+generator
+  small dead_leaves
+  generated mse_untrained --loss_type=MSE --gw=0 --reconw=0
+  generated mse_both_gw100 --loss_type=MSE --lr_G=1e-3 --gw=100
+  generated untrained --gw=0 --reconw=0
+  generated reconstruction --lr_G=1e-3 --gw=0
+  generated adversarial --lr_G=1e-3 --reconw=0
+  generated both --lr_G=1e-3
+  generated both_gw100 --lr_G=1e-3 --gw=100
+  generated both_lr1e-5
   for rate in 1e-4 1e-3 1e-2; do
-    small "rounded_lr${rate}_$seed" --seed=$seed --source=generator --lr_G=$rate --rounded
+    generated "rounded_lr$rate" --lr_G=$rate --rounded
   done
-  small "dead_leaves_$seed" --seed=$seed
-  for name in untrained adversarial both_gw100; do
-    weights="--gw=0 --reconw=0"
-    [ $name = adversarial ] && weights="--lr_G=1e-3 --reconw=0"
-    [ $name = both_gw100 ] && weights="--lr_G=1e-3 --gw=100"
-    small "${name}_stages_$seed" --seed=$seed --source=generator $weights --inc_num=6 --inc_step=1
-    small "from_teacher_${name}_$seed" --seed=$seed --source=generator $weights --student_init=teacher
-  done
-  small "from_teacher_reconstruction_$seed" --seed=$seed --source=generator --lr_G=1e-3 --gw=0 --student_init=teacher
-  small "from_teacher_noise_$seed" --seed=$seed --source=noise --student_init=teacher
+  stages="--inc_num=6 --inc_step=1"
+  generated untrained_stages --gw=0 --reconw=0 $stages
+  generated adversarial_stages --lr_G=1e-3 --reconw=0 $stages
+  generated both_gw100_stages --lr_G=1e-3 --gw=100 $stages
+  generated from_teacher_untrained --gw=0 --reconw=0 --student_init=teacher
+  generated from_teacher_adversarial --lr_G=1e-3 --reconw=0 --student_init=teacher
+  generated from_teacher_both_gw100 --lr_G=1e-3 --gw=100 --student_init=teacher
+  generated from_teacher_reconstruction --lr_G=1e-3 --gw=0 --student_init=teacher
+  small from_teacher_noise --source=noise --student_init=teacher
 done
 
 # Table 2: M1 noise, M2 reconstruction, DFAD adversarial, M3 both, M4 adversarial in stages, Ours all three; and generators
 # that do not learn.
+row() { # row NAME flags...
+  distil "table2/$1_$seed" $short --scale=2 --seed=$seed "${@:2}"
+}
 for seed in 1 2 3; do
-  distil "table2/m1_$seed" $short --scale=2 --seed=$seed --source=noise
-  distil "table2/m2_$seed" $short --scale=2 --seed=$seed --gw=0
-  distil "table2/dfad_$seed" $short --scale=2 --seed=$seed --reconw=0
-  distil "table2/m3_$seed" $short --scale=2 --seed=$seed
-  distil "table2/m4_$seed" $short --scale=2 --seed=$seed --reconw=0 --inc_num=18 --inc_step=1
-  distil "table2/ours_$seed" $short --scale=2 --seed=$seed --inc_num=18 --inc_step=1
-  distil "table2/untrained_$seed" $short --scale=2 --seed=$seed --gw=0 --reconw=0
-  distil "table2/untrained_stages_$seed" $short --scale=2 --seed=$seed --gw=0 --reconw=0 --inc_num=18 --inc_step=1
+  stages="--inc_num=18 --inc_step=1"
+  row m1 --source=noise
+  row m2 --gw=0
+  row dfad --reconw=0
+  row m3
+  row m4 --reconw=0 $stages
+  row ours $stages
+  row untrained --gw=0 --reconw=0
+  row untrained_stages --gw=0 --reconw=0 $stages
 done
 
 # EDSR: teachers, the larger scales starting from x2, and half-width students: with the data, generated, dead leaves.

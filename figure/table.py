@@ -214,8 +214,8 @@ def main(args):
     if not args.groups:
         measured, records = collect(args.results)
         rows = table_rows(measured, records)
-        save_png(picture(rows).savefig, output / "Table1.png")
         write_atomically(output / "table1.md", markdown(rows, records).encode())
+        save_png(picture(rows).savefig, output / "Table1.png")  # last: it needs matplotlib
         missing = ", ".join(column for column in list(COLUMNS)[1:] if column not in records)
         print(f"{args.output}/table1.md and Table1.png; not measured: {missing or 'nothing'}")
 

@@ -95,13 +95,14 @@ def test_espcn_is_distilled_resumed_and_scored(run, done, images, tiny_teacher, 
 @pytest.mark.parametrize("old, new, words", [
     ("channels = 3", "channels = 4", "must return a module with `scale` .* and `channels`"),
     ("scale = 3", "scale, config = 3, None", "has a `config` of its own"),
-    ("return ESPCN(32)", "return 1 / 0", "ended with ZeroDivisionError: division by zero (espcn.py, line 26)"),
-    ("return ESPCN(32)", "raise SystemExit('a\\nb')", "ended with SystemExit: a b (espcn.py, line 26)"),
-    ("def student", "def student of", "ended with SyntaxError: .* (espcn.py, line 25)"),
-    ("self.layers(x)", "self.layers(x, 1)", "given (1, 3, 12, 16), ended with TypeError: .* (espcn.py, line 18)"),
+    ("return ESPCN(32)", "return 1 / 0", "ended with ZeroDivisionError: division by zero (espcn.py, line HERE)"),
+    ("return ESPCN(32)", "raise SystemExit('a\\nb')", "ended with SystemExit: a b (espcn.py, line HERE)"),
+    ("def student", "def student of", "ended with SyntaxError: .* (espcn.py, line HERE)"),
+    ("self.layers(x)", "self.layers(x, 1)", "given (1, 3, 12, 16), ended with TypeError: .* (espcn.py, line HERE)"),
     ("def student", "def pupil", "student() ended with AttributeError"),
     ("PixelShuffle(3)", "PixelShuffle(1)", "makes (1, 27, 12, 16) of (1, 3, 12, 16), expected (1, 3, 36, 48)")])
 def test_a_file_that_cannot_serve_is_refused(tmp_path, old, new, words):
+    words = words.replace("HERE", str(ESPCN[:ESPCN.index(old)].count("\n") + 1))
     pattern = "^--model .*espcn.py: [^\n]*" + re.escape(words).replace(r"\.\*", ".*") + "[^\n]*$"
     for _ in range(2):  # it is not kept either
         with pytest.raises(InputError, match=pattern):

@@ -92,8 +92,10 @@ def test_which_images_are_trained_on(tmp_path, capsys):
     trained = find_training_images(tmp_path / "291", without_held_out=True)
     assert [path.stem for path in held_out] == [f"{i:03}" for i in range(13, 291, 14)] and len(held_out) == 20
     assert sorted(held_out + trained) == find_training_images(tmp_path / "291") and len(trained) == 271
-    path = save(tmp_path / "small.png", pixels(20, 20))
-    assert find_training_images(tmp_path) == [path]
+    path = save(tmp_path / "DIV2K/DIV2K_train_HR/small.png", pixels(20, 20))
+    assert find_training_images(tmp_path) == find_training_images(path.parent) == [path]
+    with pytest.raises(InputError, match="held_out is every 14th training image, and there are 1"):
+        choose_validation(tmp_path, "held_out")
     for scale, size in ((2, 48), (3, 20)):  # the second when cropped to 18
         with pytest.raises(InputError, match=f"no image is large enough for patches of {size}x{size}"):
             TrainingPatches([path], (scale,), size, 1)

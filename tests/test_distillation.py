@@ -8,13 +8,14 @@ import torch.nn as nn
 
 import distillation
 from bicubic import imresize
-from data.sources import network_input
+from data.sources import network_input, noise_source
 from distillation import (Settings, choose_scale, distil, generator_losses, generator_step, labelled, make_generators,
                           make_source, parse_arguments, settle, stage)
 from engine.graphs import eager
 from engine.learner import Learner, distance, make_optimizer, train_step
 from engine.run import Run
 from models import VDSR, Generator, build_model, half_width
+from tests.helpers import PAPERS
 
 CPU = torch.device("cpu")
 
@@ -130,6 +131,20 @@ def images(step):
     return x, 1 - x
 
 
+def test_a_student_learns_its_teacher():
+    """distil() called as from a notebook, by plain values: it needs no flags."""
+    teacher, student = VDSR(2, 6).requires_grad_(False), VDSR(2, 3)
+    draw = noise_source("uniform", 16, 1, True, seed=1)
+    x = draw(2, -1, 4)
+    error = lambda: (student(x) - teacher(x)).abs().mean().item()
+    images = lambda step: (x := draw(2, step, 4), teacher(x))
+    before, scored = error(), []
+    settings = Settings(nEpochs=2, iter=20, stu_step=4, loss_type="L1", optimizer="adam", lr=0.01, schedule="cosine")
+    run = Run(losses=("student",), validate=lambda student, epoch: scored.append(error()) or {})
+    assert distil(teacher, student, images, settings, run=run) is student
+    assert scored[1] < scored[0] < 0.8 * before
+
+
 def test_rounds_alternate_student_and_generator_steps(logged, monkeypatch, tmp_path):
     """Of the scale drawn, whose generator alone moves; the run has the rounds' mean losses. distil leaves no files."""
     monkeypatch.chdir(tmp_path)
@@ -217,10 +232,8 @@ def test_recipes_are_defaults_that_flags_override():
     assert (demo.source, demo.nEpochs, demo.val_dataset) == ("dead_leaves", 3, "skimage")
     banks = {flags: arguments(*flags).bank for flags in ((), ("--demo",), ("--demo", "--source=generator"))}
     assert [*banks.values()] == [0, demo.iter * demo.stu_step * 2 // 4, 0]
-    papers = ("--stu_step=50 --reconw=1.0 --inc_num=1 --inc_step=0 --input_size=48 --iter=120 --latent=256 "
-              "--lr_G=1e-5 --model_type=half --nEpochs=80 --pretrained=teacher.pth")
     args = parse_arguments([])
-    assert vars(args) == vars(parse_arguments(papers.split())) == vars(parse_arguments(["--recipe=paper"]))
+    assert vars(args) == vars(parse_arguments(PAPERS)) == vars(parse_arguments(["--recipe=paper"]))
     expected = dict(batchSize=128, step=10, clip=0.4, momentum=0.9, gw=1.0, ge_type="IN", scale=0, source="generator")
     assert expected.items() <= vars(args).items()
     assert parse_arguments(["--wd=0.5", "--tmp_save_dir=a", "--tmp_data_dir=b"]).weight_decay == 0.5

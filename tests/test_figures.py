@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 
 from figure import pictures, plots, table
+from tests.helpers import ROOT
 from utils import InputError
 
 pytest.importorskip("matplotlib")
@@ -61,23 +64,25 @@ def test_curves_show_every_loss_and_scale(tmp_path, epochs):
     assert all(x == int(x) for x in panels["psnr"].get_xticks())
 
 
-def test_curves_leave_out_what_is_missing(monkeypatch, tmp_path):
+def test_curves_leave_out_what_is_missing(monkeypatch, tmp_path, capsys):
     """Without matplotlib there are none."""
     lines = tmp_path / "metrics.jsonl"
     lines.write_bytes(b'{"epoch": 1, "loss": 1e-3}\n{"epoch": 2, "psnr": {"2": 31.0}}\n{}\n[1]\n\xff\n{"epoch": 3, "l')
     loss, psnr = (axes.lines[0].get_ydata() for axes in plots.curves(plots.read_metrics(tmp_path)).axes)
     np.testing.assert_equal([*loss, *psnr], [1e-3, np.nan, np.nan, 31])
-    assert plots.save_curves(tmp_path) is True and Image.open(tmp_path / "curves.png").size == (1200, 600)
+    plots.save_curves(tmp_path)
+    assert Image.open(tmp_path / "curves.png").size == (1200, 600)
     lines.write_text("{}\nhalf a li")
     with pytest.raises(InputError, match="metrics.jsonl: holds no epoch"):
         plots.save_curves(tmp_path)
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert plots.save_curves(leave(tmp_path, 2)) is False
+    plots.save_curves(leave(tmp_path, 2))
+    assert "pip install matplotlib" in capsys.readouterr().out
     for module, flag in ((plots, tmp_path), (table, f"--results={tmp_path}")):
         with pytest.raises(InputError, match="pip install matplotlib"):
             call(module, flag, "--output", tmp_path / "new")
-    assert not (tmp_path / "new").exists()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["table1.md"]  # which needs none
 
 
 def test_runs_by_minutes(tmp_path):
@@ -108,10 +113,11 @@ def test_widths(tmp_path):
     assert list(ours.get_xdata()) == [24, 96] and list(ours.get_ydata()) == pytest.approx([35.04, 35.16])
     assert [line.get_ydata()[0] for line in levels] == pytest.approx([(37.36 + 33.50) / 2, (37.20 + 33.13) / 2])
     assert "| 8 | 8,000 | 80.0 | 24 | 37.08 | 33.00 |" in table.splitlines()
-    scores = {"results": {"Set5": {"2": {"student": {"psnr": 36.5}}}}}
-    for width, name in ((4, "w4"), (None, "half")):
-        (tmp_path / f"{name}.json").write_text(json.dumps({**scores, "args": {"n_feats": width, "n_resblocks": 1}}))
-    call(plots, "--width", tmp_path / "half.json", tmp_path / "w4.json", "--output", tmp_path / "width.png")
+    for width in (4, 32):
+        config = {"arch": "vdsr", "n_resblocks": 1, "n_feats": width}
+        (tmp_path / f"{width}.json").write_text(json.dumps({
+            "results": {"Set5": {"2": {"student": {"psnr": 36.5}}}}, "networks": {"student": config}}))
+    call(plots, "--width", tmp_path / "32.json", tmp_path / "4.json", "--output", tmp_path / "width.png")
     assert Image.open(tmp_path / "width.png").width == 1200
     table = (tmp_path / "width.md").read_text()
     assert "| 4 | 216 | 0.2 | " in table and "| 32 | 9,792 | 9.8 | " in table and table.endswith(" | 36.50 |\n")
@@ -177,13 +183,22 @@ def test_groups_are_means_over_seeds(tmp_path):
     assert table.group_markdown({}).startswith("Not measured yet")
 
 
+@pytest.mark.skipif(not shutil.which("timeout"), reason="figure/reproduce.sh needs bash and GNU timeout")
 def test_reproduce_goes_on_where_it_stopped(images, tiny_teacher, tmp_path):
     flags = "--nEpochs=1 --iter=1 --stu_step=1 --batchSize=2 --data_test=Set5 --device=cpu --threads=1"
     environment = {**os.environ, "DATA": str(images), "TEACHER": str(tiny_teacher), "FLAGS": flags,
                    **{name: str(tmp_path / name.lower()) for name in ("OUT", "RESULTS", "TABLES")},
                    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    reproduce = lambda *names: subprocess.run([Path(table.__file__).parent / "reproduce.sh", *names], env=environment,
-                                              capture_output=True, text=True, check=True).stdout
+    script = ROOT / "figure/reproduce.sh"
+    reproduce = lambda *names: subprocess.run([script, *names], env=environment, capture_output=True, text=True,
+                                              check=True).stdout
+    process = subprocess.Popen([script, "5", "ours", "noise"], env=environment | {"FLAGS": f"{flags} --nEpochs=9999"},
+                               stdout=subprocess.PIPE, text=True)
+    while process.poll() is None and not (tmp_path / "out/ours/checkpoint.pth").exists():
+        time.sleep(0.05)
+    process.terminate()  # as Ctrl-C: the experiment leaves a checkpoint, and the next does not begin
+    assert "== noise" not in process.communicate(timeout=120)[0] and process.returncode == 130
+    assert torch.load(tmp_path / "out/ours/checkpoint.pth", weights_only=True)["steps"] > 0
     assert "== noise" in reproduce("5", "noise")
     args = json.loads((tmp_path / "results/noise.json").read_text())["args"]
     assert (args["source"], args["lr_G"], args["nEpochs"]) == ("noise", 1e-5, 1)
@@ -206,7 +221,7 @@ def test_sheets(tmp_path):
     assert np.array_equal(runs, np.concatenate([strip, strip]))
     for wrong, words in ((["--labels", "one"], "--labels: 1 for 2 runs"), ([], "none: has no samples/epoch_*.png")):
         with pytest.raises(InputError, match=re.escape(words)):
-            call(pictures, "--runs", tmp_path / "run", tmp_path / "none", *wrong)
+            call(pictures, "--runs", tmp_path / "run", tmp_path / "none", *wrong, f"--output={tmp_path / 'no.png'}")
     call(pictures, f"--output={tmp_path / 'leaves.png'}")  # four rows of grey ones, four of coloured
     leaves = np.asarray(Image.open(tmp_path / "leaves.png"))
     assert leaves.shape == (4 + 8 * 100, 4 + 12 * 100, 3)

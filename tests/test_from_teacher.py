@@ -1,7 +1,5 @@
 """A student that starts from its teacher: exact at full width, near at others, whatever the teacher's channels do."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -9,6 +7,7 @@ from data.sources import start_images
 from models import EDSR, VDSR, build_model
 from models.from_teacher import Places, encoding, fit, keep_channels, normal_matrix, student_from_teacher
 from models.load import load_model
+from tests.helpers import ROOT
 
 pytestmark = pytest.mark.usefixtures("few_places")
 TEACHERS = {"vdsr": lambda: VDSR(4, 8), **{f"edsr x{scale}": lambda scale=scale: EDSR(2, 8, scale, res_scale=0.5)
@@ -61,7 +60,7 @@ def test_dead_channels_are_no_harm(name, n_feats, least, most):
 
 def test_a_trained_teachers_half_is_near_it():
     """The demo's teacher, on images that the fit has not seen."""
-    teacher = load_model(Path(__file__).parent.parent / "models" / "demo_teacher.pth")
+    teacher = load_model(ROOT / "models/demo_teacher.pth")
     student = student_from_teacher(teacher, start_images((2, 3, 4), 48, 1, True, 1, count=64), 16)
     x = start_images((2, 3, 4), 48, 1, True, 2, count=32)
     assert error(student, teacher, x) < 0.6 and error(build_model(student.config), teacher, x) > 10

@@ -16,8 +16,6 @@ from utils import save_model
 TEXTS = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("[!.]*/README.md")))}
 FENCED = re.compile(r"^```.*?^```$", re.S | re.M)
 SHORT = ["--nEpochs=1", "--iter=1", "--batchSize=2", "--device=cpu", "--threads=1", "--step=1", "--val_dataset=Set5"]
-# Flags of other programs, and those of the reference that are gone.
-OTHERS = {"--nproc_per_node", "--align", "--train_url"}
 
 
 def commands():
@@ -71,7 +69,7 @@ def test_what_is_named_is_there(capsys):
     """Every command is understood, every flag is one; links, modules and shell scripts."""
     for module, flags in map(module_and_flags, PYTHON):
         module.parse_arguments(flags)
-    known = set(OTHERS)
+    known = {"--nproc_per_node"}  # of torchrun
     for name in {module_and_flags(words)[0] for words in PYTHON}:
         with pytest.raises(SystemExit):
             name.parse_arguments(["--help"])

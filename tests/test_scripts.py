@@ -14,15 +14,13 @@ import distillation
 import train_teacher
 from models import EDSR
 from models.load import load_model
-from tests.helpers import ROOT, TINY, read, student_flags, teacher_flags, weights_equal
+from tests.helpers import PAPERS, ROOT, TINY, read, student_flags, teacher_flags, weights_equal
 from utils import save_model
 
 
 def test_the_papers_two_commands_one_after_the_other(done, images, tmp_path):
     done(train_teacher, "--model_type=origin", *teacher_flags(images))
-    papers = ("--stu_step=50 --reconw=1.0 --inc_num=1 --inc_step=0 --input_size=48 --iter=120 --latent=256 "
-              "--lr_G=1e-5 --model_type=half --nEpochs=80 --pretrained=teacher.pth").split()
-    flags = (*papers, *TINY, "--stu_step=2", "--nEpochs=2", "--data_dir", images)
+    flags = (*PAPERS, *TINY, "--stu_step=2", "--nEpochs=2", "--data_dir", images)
     command = [*map(str, (sys.executable, ROOT / "distillation.py", *flags))]
     second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert second.returncode == 0, second.stderr
@@ -34,7 +32,7 @@ def test_the_papers_two_commands_one_after_the_other(done, images, tmp_path):
     folder = tmp_path / "runs/distillation"
     results, metrics = read(folder)
     assert set(results) == {"results", "protocol", "seconds", "student_steps", "images", "bank", "date", "device",
-                            "git", "command", "args"}
+                            "git", "command", "networks", "args"}
     assert (results["student_steps"], results["images"], results["bank"]) == (2 * 2 * 2, 2 * 2 * 2 * 2, 0)
     assert results["args"]["latent"] == 256
     assert shlex.split(results["command"]) == ["python", "distillation.py", *map(str, flags)]

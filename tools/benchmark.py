@@ -73,7 +73,7 @@ def main(args):
             steps = (student_step(recorder(device), device, precision, **{"batch": batch, name: n}) for n in sizes)
             print(name, "; ".join(f"{n}: {milliseconds(step, device):.1f} ms" for n, step in zip(sizes, steps)))
         return
-    plain = parts(eager, device, "fp32", batch)
+    plain = args.against_plain and parts(eager, device, "fp32", batch)
     for name, function in parts(recorder(device), device, precision, batch).items():
         ms = milliseconds(function, device)
         line = f"{name:40} {ms:9.2f} ms {1000 * batch / ms:9.0f} images/s"

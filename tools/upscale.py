@@ -41,7 +41,9 @@ def _luma(rgb):
 def _spread(rgb, alpha):
     """RGB (3, h, w) whose colours where alpha (1, h, w) is 0 are means of the nearest visible ones."""
     known = (alpha > 0).float()
-    for _ in range(_SPREAD * (known.min() == 0)):
+    if known.all():
+        return rgb
+    for _ in range(_SPREAD):
         near = avg_pool2d(known, 3, 1, 1)
         rgb = torch.where(known > 0, rgb, avg_pool2d(rgb * known, 3, 1, 1) / near.clamp(min=0.1))
         known = (near > 0).float()
