@@ -12,6 +12,7 @@ A generator for each scale draws LR images. The student learns to give what the 
 generators learn to draw images that the teacher reconstructs and on which the student is still wrong.
 """
 
+import sys
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -25,15 +26,16 @@ from data.images import HELD_OUT, find_training_images
 from data.sources import Bank, dead_leaves_source, folder_source, lr_size, network_input, noise_source, start_images
 from engine import parallel
 from engine.graphs import eager, recorder
-from engine.learner import Learner, autocast, decay, distance, frozen, make_optimizer, train_step
+from engine.learner import Learner, autocast, decay, distance, make_optimizer, train_step
 from engine.options import (Parser, add_shared_flags, check_places, count, open_run, positive, set_up_device,
                             settle_shared_flags, weight, whole)
 from engine.run import Run
 from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
 from figure.plots import save_curves
-from models import ARCHITECTURES, Generator
+from models import ARCHITECTURES, Generator, build_model
 from models.custom import custom_network
-from models.pair import check_pair, check_start, load_network, new_student, student_config
+from models.from_teacher import student_from_teacher
+from models.pair import check_pair, check_start, load_network, student_config
 from utils import InputError, fingerprint, random_stream, run_script, save_model, seed_everything, stream_seed
 
 # The defaults are the paper's command; "fast" is this project's own.
@@ -80,9 +82,13 @@ def parse_arguments(argv=None):
     add("--inc_num", type=int, choices=(18, 9, 6, 3, 2, 1), default=1, help="progressive stages")
     add("--inc_step", type=whole, default=0, help="epochs a stage")
     add("--grow_init", choices=("random", "identity"), default="random", help="how added blocks start")
-    given = parser.parse_known_args(argv)[0]
+    given = parser.parse_known_args([flag for flag in (sys.argv[1:] if argv is None else argv)
+                                     if flag not in ("-h", "--help")])[0]  # whose text is to show the recipe's defaults
     parser.set_defaults(**{**RECIPES[given.recipe], **(DEMO if given.demo else {})})
     return parser.parse_args(argv)
+
+
+LOSSES = ("student", "L_R", "L_adv")  # as a run logs them; the first alone where no generator learns
 
 
 # ---- the method ------------------------------------------------------------------------------------
@@ -134,11 +140,13 @@ def generator_losses(generator, student, teacher, z, scale, D, rounded=False):
 
 
 def generator_step(generator, student, teacher, z, scale, D, reconw, gw, rounded=False):
-    """Generator phase: one step on reconw * L_R + gw * L_adv, in float32. Returns L_R a pixel and L_adv."""
+    """Generator phase: one step on reconw * L_R + gw * L_adv, in float32. Returns L_R per pixel and L_adv.
+
+    generator, student: learners, of whose networks the former alone learns.
+    """
     student.network.eval()
-    with frozen(student.network):
-        L_R, L_adv = generator_losses(generator.network, student.network, teacher, z, scale, D, rounded)
-        generator.step(reconw * L_R + gw * L_adv)
+    L_R, L_adv = generator_losses(generator.network, student.network, teacher, z, scale, D, rounded)
+    generator.step(reconw * L_R + gw * L_adv)
     pixels = parallel.world() * len(z) * teacher.channels * generator.network.size**2
     return torch.stack((parallel.total(L_R.detach()) / pixels, L_adv.detach()))
 
@@ -167,7 +175,7 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
 
     keep = {f"generator_{scale}": generator for scale, generator in (generators or {}).items()}
     S = learner(student)
-    run = run or Run(epochs=s.nEpochs, losses=losses(generators), device=S.device)
+    run = run or Run(epochs=s.nEpochs, losses=LOSSES if generators else LOSSES[:1], device=S.device)
     run.begin(student=S, **keep)
     for epoch in range(run.epoch, s.nEpochs + 1):
         begin, end, blocks = stage(epoch, depth, s)
@@ -216,11 +224,6 @@ def latent(settings, phase, number, device):
     return torch.randn(settings.batchSize, settings.latent, generator=stream, device=device)
 
 
-def losses(generators):
-    """The names of the losses that a run logs."""
-    return ("student", "L_R", "L_adv") if generators else ("student",)
-
-
 # ---- images ----------------------------------------------------------------------------------------
 
 
@@ -246,7 +249,7 @@ def make_source(args, settings, teacher, generators, call):
         draw = noise_source(args.noise, *about)
     elif args.source == "folder":
         paths = find_training_images(args.data_dir, args.val_dataset == HELD_OUT)
-        draw = folder_source(paths, settings.scales, *about)
+        draw = folder_source(paths, settings.scales, *about, parallel.quiet())
     elif "dead_leaves" in args.source:
         draw = dead_leaves_source(*about, call)
     if not generators:
@@ -328,13 +331,14 @@ def warn_of_a_bad_teacher(validation, teacher, path, log):
 def first_student(args, settings, run, teacher, config):
     """The student that a run begins with: at random or from its teacher, as deep as the stage of the run's last step."""
     seed_everything(args.seed, "student", 0)
-    blocks = stage(run.epoch - (run.round == run.step == 0), config["n_resblocks"], settings)[2]
-    images = None
+    if args.model:
+        return custom_network(args.model, "student").to(args.device)
     if args.student_init == "teacher" and not run.state:
         images = start_images(settings.scales, args.input_size, teacher.channels, teacher.upscaled_input, args.seed,
                               args.device)
-    return new_student(teacher, {**config, "n_resblocks": blocks}, args.device, args.model, images, args.seed,
-                       parallel.quiet())
+        return student_from_teacher(teacher, images, config["n_feats"], args.seed, parallel.quiet())
+    blocks = stage(run.epoch - (run.round == run.step == 0), config["n_resblocks"], settings)[2]
+    return build_model({**config, "n_resblocks": blocks}).to(args.device)
 
 
 def networks_to_score(args):
@@ -375,7 +379,7 @@ def main(args):
                            [draw(scale, -1, args.batchSize) for scale in scales])
         return validation.psnr(student)
 
-    run = open_run(args, "distillation", losses(generators), validate, teacher=fingerprint(teacher))
+    run = open_run(args, "distillation", LOSSES if generators else LOSSES[:1], validate, teacher=fingerprint(teacher))
     with run:
         trained = {}
         if not args.test_only:

@@ -24,11 +24,10 @@ from engine.options import (Parser, add_shared_flags, check_places, count, numbe
                             settle_shared_flags)
 from figure.plots import save_curves
 from models import PRESETS, build_model, half_width
+from models.from_teacher import student_from_teacher
 from models.load import load_model
-from models.pair import check_start, new_student, student_config
+from models.pair import check_start, student_config
 from utils import InputError, fingerprint, run_script, save_model, seed_everything
-
-ARCHITECTURE_FLAGS = ("arch", "n_resblocks", "n_feats", "res_scale")
 
 
 def parse_arguments(argv=None):
@@ -61,10 +60,10 @@ def train(model, patches, settings, run, call):
             inputs, hr = patches.batch((epoch - 1) * s.iter + i, s.batchSize, parallel.share(s.batchSize))
             run.sums += call(train_step, learner, inputs, hr, D)
             run.steps += 1
+            run.advance(i + 1)
             if i % 50 == 0 or i + 1 == s.iter:  # these wait for the GPU
                 learner.check()
                 progress.set_postfix(run.postfix())
-            run.advance(i + 1)
         run.end_epoch(learner)
     return model.eval()
 
@@ -75,7 +74,7 @@ def make_model(args, pretrained):
     asked = {**PRESETS[args.arch or "vdsr"], **given}
     if pretrained and args.arch and asked["arch"] != pretrained.config["arch"]:
         raise InputError(f"--arch {args.arch}: {args.pretrained} is of another, {pretrained.config['arch']}")
-    if pretrained and args.student_init == "random":
+    if pretrained and (args.test_only or args.student_init == "random"):
         for name in ("n_resblocks", "n_feats"):
             if given.get(name, pretrained.config[name]) != pretrained.config[name]:
                 raise InputError(f"--{name} {given[name]}: {args.pretrained} has {pretrained.config[name]}")
@@ -133,8 +132,7 @@ def main(args):
         if not args.test_only:
             if args.student_init == "teacher" and not run.state:
                 images = start_images(scales, 48, model.channels, model.upscaled_input, args.seed, args.device)
-                model = new_student(pretrained, model.config, args.device, images=images, seed=args.seed,
-                                    disable=parallel.quiet())
+                model = student_from_teacher(pretrained, images, model.config["n_feats"], args.seed, parallel.quiet())
             train(model, patches, args, run, recorder(args.device, args.plain))
             trained = {"seconds": round(run.seconds, 1), "steps": run.steps, "images": run.steps * args.batchSize}
         if parallel.leader():

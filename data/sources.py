@@ -2,7 +2,7 @@
 
 A source is a function draw(scale, step, count) -> network inputs (count, C, H, W), float32 in [0, 1], the same for
 the same seed and step. size: side of the inputs in HR pixels. upscaled: whether they are upscaled to it by bicubic
-(VDSR) or stay small (EDSR). call: see engine.graphs.call.
+(VDSR) or stay small (EDSR). call: how a function is called, see engine.graphs.
 """
 
 import math
@@ -65,9 +65,9 @@ def start_images(scales, size, channels, upscaled, seed, device="cpu", count=256
     return torch.cat([image[..., :side, :side] for image in images])
 
 
-def folder_source(paths, scales, size, channels, upscaled, seed, device="cpu"):
-    """Patches of the real LR images made from the image files `paths`."""
-    patches = {scale: TrainingPatches(paths, (scale,), scale * lr_size(size, scale), seed, device, channels, upscaled)
+def folder_source(paths, scales, size, channels, upscaled, seed, device="cpu", disable=None):
+    """Patches of the real LR images made from the image files `paths`. disable: as of TrainingPatches."""
+    patches = {scale: TrainingPatches(paths, (scale,), scale * lr_size(size, scale), seed, device, channels, upscaled, disable)
                for scale in scales}
     return lambda scale, step, count: patches[scale].batch(step, count)[0]
 

@@ -61,7 +61,10 @@ class Recorder:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 outputs = function(*places)
         except RuntimeError as error:
-            raise InputError(f"{function.__name__} cannot be recorded as a CUDA graph ({str(error).splitlines()[0]}); "
+            cause = error.__context__ or error  # ending a broken recording raises once more
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause
+            raise InputError(f"{function.__name__} cannot be recorded as a CUDA graph ({str(cause).splitlines()[0]}); "
                              "--plain runs it unrecorded") from error
         return graph, places, outputs
 

@@ -5,7 +5,6 @@ which takes that nothing in a step waits for the GPU or depends on the host: lea
 what was not finite are tensors on the device. The same steps, unrecorded, serve the CPU and `--plain`.
 """
 
-import contextlib
 import math
 import warnings
 
@@ -40,19 +39,6 @@ def decay(schedule, epochs_done, epochs, step=10):
     return 0.1 ** (int(epochs_done) // step)
 
 
-@contextlib.contextmanager
-def frozen(network):
-    """While it lasts, no gradient goes to the network's weights; through the network it does."""
-    learning = [weight for weight in network.parameters() if weight.requires_grad]
-    for weight in learning:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in learning:
-            weight.requires_grad_(True)
-
-
 # ---- optimizers ------------------------------------------------------------------------------------
 
 
@@ -61,7 +47,8 @@ class Muon(torch.optim.Optimizer):
 
     The direction of a kernel (O, I, h, w) is its momentum, with Nesterov, as a matrix (O, I h w) made orthogonal by five
     Newton-Schulz steps; kernels of one shape are one batched product. torch.optim.Muon takes matrices only.
-    hidden: kernels, in groups as they come; others: tensors. lr is Muon's, Adam's is a third of it.
+    hidden: kernels, in groups as they come; others: tensors. lr is Muon's, without a factor by the matrix's shape; Adam's
+    is a third of it. weight_decay is decoupled from the gradient, as in AdamW.
     """
 
     _step_supports_amp_scaling = True  # GradScaler then leaves it to `found_inf` to skip a step, and waits for nothing
@@ -169,9 +156,10 @@ class Learner:
 
     def __init__(self, network, optimizer, precision="fp32", clip=math.inf, loss="the loss"):
         self.network, self.clip, self.loss, self.precision = network, clip, loss, precision
+        parallel.make_equal(network)
         self.weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         self.device = self.weights[0].device
-        self.found = torch.zeros(2, device=self.device)  # the first loss and gradient's norm that are not both finite
+        self.failure = torch.zeros(2, device=self.device)  # the first loss and gradient's norm that are not both finite
         # Summed losses have large gradients, which overflow fp16 in the first steps unless the scale begins small. In
         # other precisions it stays 1, and the scaler only keeps what is not finite from the weights.
         scaled = precision == "fp16"
@@ -198,10 +186,11 @@ class Learner:
         Returns the loss, detached, the sum over the processes where there are several.
         """
         self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward(inputs=self.weights)  # no other network's, through which the loss may go
         loss = parallel.sum_gradients(self.weights, loss.detach())
-        next(weight.grad for weight in self.weights if weight.grad is not None).add_(0 * loss)  # nan where that is not
-        self.scaler.unscale_(self.optimizer)  # finite: of L1 the gradient may be, and the step would be made
+        # A loss that is not finite makes a gradient not finite, of L1 too, so that the step is left out.
+        next(weight.grad for weight in self.weights if weight.grad is not None).add_(0 * loss)
+        self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.clip)
         self._note_failure(loss, norm)
         self.scaler.step(self.optimizer)
@@ -215,16 +204,18 @@ class Learner:
         """Remember the first loss or gradient that is not finite; of an fp16 gradient, once its scale is no excuse."""
         small = self.scaler.scale(torch.ones((), device=self.device)) <= self.least_scale
         failed = ~torch.isfinite(loss) | (~torch.isfinite(norm) & small)
-        first = failed & self.found.isfinite().all()
-        self.found.copy_(torch.where(first, torch.stack((loss, norm)), self.found))
+        first = failed & self.failure.isfinite().all()
+        self.failure.copy_(torch.where(first, torch.stack((loss, norm)), self.failure))
 
     def check(self):
         """Raise NotFinite where a loss or gradient was not finite. Waits for the GPU."""
-        loss, norm = self.found.tolist()
+        loss, norm = self.failure.tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NotFinite(f"{self.loss} is {loss:g}, its gradient's norm {norm:g}")
 
     def state_dict(self):
+        """What load_state_dict needs. Raises NotFinite as check() does: such a state is not to be saved."""
+        self.check()
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()["state"],
                 "lr": [group["lr"] for group in self.optimizer.param_groups], "scaler": self.scaler.state_dict()}
 
@@ -236,12 +227,13 @@ class Learner:
         self._set_optimizer(self.optimizer)
         for group, lr in zip(self.optimizer.param_groups, state["lr"]):
             group["lr"].fill_(lr)
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"].get("growth_interval") == self.scaler.state_dict().get("growth_interval"):
+            self.scaler.load_state_dict(state["scaler"])  # else it is of another precision
 
 
-def train_step(model, inputs, target, D):
-    """One step of a learner to lower D(model(inputs), target). Returns the loss a value of the target."""
-    model.network.train()
-    with autocast(inputs.device, model.precision):
-        output = model.network(inputs)
-    return model.step(D(output, target)) / (target.numel() * parallel.world())
+def train_step(learner, inputs, target, D):
+    """One step of a learner to lower D(network(inputs), target). Returns the loss per element of the target."""
+    learner.network.train()
+    with autocast(inputs.device, learner.precision):
+        output = learner.network(inputs)
+    return learner.step(D(output, target)) / (target.numel() * parallel.world())

@@ -46,8 +46,7 @@ class Log:
         append_line(self.path / "metrics.jsonl", json.dumps(metrics))
         terms = [f"{name} {value:.3e}" for name, value in losses.items()]
         self.line(f"epoch {epoch}: " + ", ".join(terms + [f"x{scale} {value:.2f} dB" for scale, value in psnr.items()]))
-        numbers = {**losses, **more, **{f"PSNR/x{scale}": value for scale, value in psnr.items()}}
-        self._board(epoch, {name: value for name, value in numbers.items() if value is not None})
+        self._board(epoch, {**losses, **more, **{f"PSNR/x{scale}": value for scale, value in psnr.items()}})
 
     def report(self, benchmarks, networks, args, **trained):
         """Score the networks ({name: network}): results.json, with what made them, and a table. args: the flags, a dict."""

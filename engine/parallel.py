@@ -82,6 +82,12 @@ def sum_gradients(weights, loss):
     return loss[0]
 
 
+def make_equal(network):
+    """Give the network of every process the leader's weights and buffers."""
+    for tensor in network.state_dict().values() if world() > 1 else ():
+        dist.broadcast(tensor, 0)
+
+
 def largest(number):
     """The largest of the processes' integers."""
     if world() == 1:

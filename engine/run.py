@@ -180,8 +180,7 @@ class Run:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if kind is NotFinite:
-            where = f"epoch {self.epoch}, round {self.round + 1}, step {self.step + 1}"
-            raise NotFinite(f"{error} at {where}") from None
+            raise NotFinite(f"{error} at epoch {self.epoch}, round {self.round + 1}") from None
         if kind is None:
             parallel.wait()  # for the leader, which scores
             if self.signal:

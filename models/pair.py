@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from models import build_model, half_width
+from models import half_width
 from models.custom import custom_network
-from models.from_teacher import student_from_teacher
 from models.load import load_model
 from utils import InputError
 
@@ -41,15 +40,3 @@ def check_start(teacher, config, inc_num=1):
            "the student is wider than the teacher" if config["n_feats"] > teacher.config["n_feats"] else None)
     if why:
         raise InputError(f"--student_init teacher: {why}; use --student_init=random")
-
-
-def new_student(teacher, config, device="cpu", model=None, images=None, seed=1, disable=None):
-    """A student of that config: at random, or where `images` are given fitted to its teacher on them.
-
-    model: the file of a network of one's own, whose student() it is then.
-    """
-    if model:
-        return custom_network(model, "student").to(device)
-    if images is None:
-        return build_model(config).to(device)
-    return student_from_teacher(teacher, images, config["n_feats"], seed, disable)

@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, monkeypatch, images, tiny_
     process = run(script, *tiny_flags(script, images, tiny_teacher, "--scale=2", "--save_dir=run"))
     assert process.returncode == 3
     (line,) = process.stderr.splitlines()
-    assert "is nan" in line and "epoch 2, round 2, step" in line
+    assert "is nan" in line and "epoch 2, round 2;" in line
     state = torch.load(tmp_path / "run/checkpoint.pth", weights_only=True)
     assert (state["epoch"], state["round"]) == (2, 0)
     assert all(torch.isfinite(t).all() for part in state["parts"].values() for t in part["network"].values())

@@ -1,6 +1,7 @@
 """What steps are made of: distances, learning rates, optimizers, descent, half precision."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -8,8 +9,7 @@ import torch
 import torch.nn as nn
 
 from distillation import generator_step
-from engine.learner import (Learner, Muon, autocast, decay, distance, frozen, make_optimizer, orthogonalize,
-                            train_step)
+from engine.learner import (Learner, Muon, autocast, decay, distance, make_optimizer, orthogonalize, train_step)
 from engine.options import best_precision
 from models import EDSR, VDSR, Generator, build_model
 from utils import NotFinite
@@ -266,10 +266,24 @@ def test_a_learners_state_goes_on_where_it_was(name, precision):
     torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
-def test_frozen_networks_pass_gradients_through():
-    network, x = nn.Linear(2, 2), torch.ones(1, 2, requires_grad=True)
-    network.bias.requires_grad_(False)
-    with frozen(network):
-        network(x).sum().backward()
-    assert x.grad is not None and network.weight.grad is None
-    assert network.weight.requires_grad and not network.bias.requires_grad
+@pytest.mark.parametrize("first, then", [*itertools.permutations(("fp32", "bf16", "fp16"), 2)])
+def test_a_run_may_go_on_in_another_precision(first, then):
+    """With the scale of a loss that is usual in it; what is not finite still shows."""
+    before, after = new_learner("sgd", first), new_learner("sgd", then)
+    fresh = after.scaler.state_dict()
+    take_steps(before, 1)
+    after.load_state_dict(before.state_dict())
+    assert after.scaler.get_scale() == fresh["scale"]
+    assert after.scaler.get_growth_interval() == fresh["growth_interval"]
+    with pytest.raises(NotFinite):
+        [after.step((math.nan * after.weights[0]).sum()) for _ in range(20)]
+
+
+def test_a_state_that_is_not_finite_is_not_saved(monkeypatch):
+    """On a GPU a step does not look."""
+    learner = new_learner("sgd")
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "check", lambda self: None)
+        learner.step((math.nan * learner.weights[0]).sum())
+    with pytest.raises(NotFinite, match="is nan"):
+        learner.state_dict()

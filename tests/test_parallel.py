@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from engine import parallel
+from engine.learner import Learner, make_optimizer
 from models.load import load_model
 from tests.helpers import ROOT, SCRIPTS, die_at, finish, read, start, student_flags, teacher_flags, tiny_flags
 
@@ -92,3 +93,13 @@ def test_shares_make_the_whole(monkeypatch):
         monkeypatch.setenv("RANK", str(rank))
         parts.append([*range(9)[parallel.share(9)]])
     assert parts == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+
+
+def test_processes_start_with_the_leaders_weights(monkeypatch):
+    """A network of one's own may have drawn others; buffers go with them."""
+    sent = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(parallel.dist, "broadcast", lambda tensor, source: sent.append((tensor.data_ptr(), source)))
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    Learner(network, make_optimizer(network, "sgd"))
+    assert sent == [(tensor.data_ptr(), 0) for tensor in network.state_dict().values()] and len(sent) == 7

@@ -110,7 +110,7 @@ def test_half_width_with_the_data_may_start_from_a_teacher(run, done, few_places
     flags = (*TINY, "--data_dir=skimage", "--patch_size=24", "--scale=4", "--model_type=half", "--iter=1", "--lr=1e-9")
     start = ("--student_init=teacher", "--pretrained", distillation.DEMO["pretrained"], "--resume=auto")
     psnr = {}
-    for name, more in (("teacher", ["--test_only", *start[1:3]]), ("random", ["--n_resblocks=6", "--n_feats=32"]),
+    for name, more in (("teacher", ["--test_only", *start[:3]]), ("random", ["--n_resblocks=6", "--n_feats=32"]),
                        ("fitted", start)):
         done(train_teacher, *flags, *more, "--nEpochs=1", f"--save_dir={name}")
         psnr |= {name: read(tmp_path / name)[0]["results"]["skimage"]["4"]["student"]["psnr"]}
