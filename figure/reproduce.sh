@@ -66,6 +66,7 @@ short="--stu_step=50 --iter=8 --nEpochs=50 --lr_G=5e-5 --val_dataset=held_out --
 # Table 1. The teacher by Adam and a cosine, which need fewer steps than the reference's SGD (the last lines run that).
 [ -n "${TEACHER:-}" ] || run teacher train_teacher.py --model_type=origin --optimizer=adam --schedule=cosine --lr=5e-4 --nEpochs=100
 distil fast --recipe=fast --nEpochs=60
+distil recipe/epochs_1 --recipe=fast --nEpochs=1
 distil recipe/epochs_3 --recipe=fast --nEpochs=3
 distil recipe/epochs_10 --recipe=fast
 run student train_teacher.py --model_type=half --optimizer=adam --schedule=cosine --nEpochs=80
