@@ -38,6 +38,9 @@ from models.from_teacher import student_from_teacher
 from models.pair import check_pair, check_start, load_network, student_config
 from utils import InputError, fingerprint, random_stream, run_script, save_model, seed_everything, stream_seed
 
+# ---- flags -----------------------------------------------------------------------------------------
+
+
 # The defaults are the paper's command; "fast" is this project's own.
 FAST = dict(source="dead_leaves", student_init="teacher", optimizer="muon", schedule="trapezoid", loss_type="L1",
             batchSize=16, nEpochs=10, iter=15)
@@ -86,9 +89,6 @@ def parse_arguments(argv=None):
                                      if flag not in ("-h", "--help")])[0]  # whose text is to show the recipe's defaults
     parser.set_defaults(**{**RECIPES[given.recipe], **(DEMO if given.demo else {})})
     return parser.parse_args(argv)
-
-
-LOSSES = ("student", "L_R", "L_adv")  # as a run logs them; the first alone where no generator learns
 
 
 # ---- the method ------------------------------------------------------------------------------------
@@ -169,20 +169,20 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
     """
     s, D = settings, distance(settings.loss_type)
 
-    def learner(network):
-        optimizer = make_optimizer(network, s.optimizer, s.lr, s.momentum, s.weight_decay)
-        return Learner(network, optimizer, s.precision, s.clip, "D(S(x), T(x))")
+    def learner():
+        optimizer = make_optimizer(student, s.optimizer, s.lr, s.momentum, s.weight_decay)
+        return Learner(student, optimizer, s.precision, s.clip, "D(S(x), T(x))")
 
     keep = {f"generator_{scale}": generator for scale, generator in (generators or {}).items()}
-    S = learner(student)
-    run = run or Run(epochs=s.nEpochs, losses=LOSSES if generators else LOSSES[:1], device=S.device)
+    S = learner()
+    run = run or Run(epochs=s.nEpochs, losses=losses(generators), device=S.device)
     run.begin(student=S, **keep)
     for epoch in range(run.epoch, s.nEpochs + 1):
         begin, end, blocks = stage(epoch, depth, s)
         if epoch == begin > 1 and run.round == run.step == 0:  # a new stage: what is trained stays, the rest is new
             seed_everything(s.seed, "stage", begin)
             student.grow(blocks, s.grow_init)
-            S = learner(student)
+            S = learner()
             run.begin(student=S, **keep)
 
         progress = trange(run.round, s.iter, desc=f"epoch {epoch}/{s.nEpochs}", unit="round", leave=False,
@@ -222,6 +222,11 @@ def latent(settings, phase, number, device):
     """z ~ N(0, I), (batchSize, latent)."""
     stream = random_stream(settings.seed, phase, number, device=device)
     return torch.randn(settings.batchSize, settings.latent, generator=stream, device=device)
+
+
+def losses(generators):
+    """The names of the losses that a run logs."""
+    return ("student", "L_R", "L_adv") if generators else ("student",)
 
 
 # ---- images ----------------------------------------------------------------------------------------
@@ -379,7 +384,7 @@ def main(args):
                            [draw(scale, -1, args.batchSize) for scale in scales])
         return validation.psnr(student)
 
-    run = open_run(args, "distillation", LOSSES if generators else LOSSES[:1], validate, teacher=fingerprint(teacher))
+    run = open_run(args, "distillation", losses(generators), validate, teacher=fingerprint(teacher))
     with run:
         trained = {}
         if not args.test_only:
