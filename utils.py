@@ -7,7 +7,6 @@ import io
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -39,21 +38,15 @@ def run_script(main, args):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    code = 0
+    several, code = int(os.environ.get("WORLD_SIZE", 1)) > 1, 0
     try:
         main(args)
     except SystemExit as stop:
         code = stop.code
     except BaseException as error:
         code, line = _explain(error, several)
-        if line:
-            which = f" (process {os.environ.get('RANK', 0)})" if several else ""
-            print(f"{Path(sys.argv[0]).name}{which}: {line}", file=sys.stderr)
-        elif several:
-            traceback.print_exc()
-        else:
-            raise
+        which = f" (process {os.environ.get('RANK', 0)})" if several else ""
+        print(f"{Path(sys.argv[0]).name}{which}: {line}" if line else traceback.format_exc(), file=sys.stderr)
     if code and several:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -66,28 +59,22 @@ def run_script(main, args):
 
 def _explain(error, several):
     """(exit code, what went wrong in one line; None for a bug). several: whether the run has more processes."""
-    words = str(error)
+    words, go_on = str(error), "; to go on, add --resume=auto to the same command"
+    has = lambda *phrases: isinstance(error, RuntimeError) and any(phrase in words for phrase in phrases)
     if isinstance(error, InputError):
         return 2, f"error: {words}"
     if isinstance(error, OSError):
         return 2, f"error: {error.filename or 'a file'}: {error.strerror or words}"
+    if isinstance(error, MemoryError) or has("out of memory", "allocate memory", "enough memory"):  # PyTorch's words
+        return 2, "error: out of memory; lower --batchSize, --n_feats, --latent or the size of the images"
     if isinstance(error, NotFinite):
         return 3, f"error: {words}; the weights were not touched, and a checkpoint from before is kept"
+    if several and has("gloo", "Gloo", "NCCL"):
+        return 4, f"error: another process of the run is gone, its own message says why{go_on}"
     if isinstance(error, Stopped):
         number, resumable = error.args
-        advice = "; to go on, add --resume=auto to the same command" if resumable else ""
-        return 128 + number, f"stopped by {signal.Signals(number).name}{advice}"
-    if isinstance(error, KeyboardInterrupt):
-        return 128 + signal.SIGINT, "interrupted"
-    # PyTorch's words for it, on CUDA and on the CPU
-    scarce = isinstance(error, RuntimeError) and any(
-        phrase in words for phrase in ("out of memory", "allocate memory", "enough memory"))
-    if scarce or isinstance(error, MemoryError):
-        return 2, "error: out of memory; lower --batchSize, --n_feats, --latent or the size of the images"
-    if several and isinstance(error, RuntimeError) and any(name in words for name in ("gloo", "Gloo", "NCCL")):
-        return 4, ("error: another process of the run is gone, its own message says why; to go on, add "
-                   "--resume=auto to the same command")
-    return 1, None
+        return 128 + number, f"stopped by {signal.Signals(number).name}{go_on if resumable else ''}"
+    return (128 + signal.SIGINT, "interrupted") if isinstance(error, KeyboardInterrupt) else (1, None)
 
 
 # ---- randomness ------------------------------------------------------------------------------------
@@ -125,7 +112,7 @@ def _flush(file):
 def write_atomically(path, content, keep=None):
     """Write the bytes `content` beside `path`, flush them to disk, then rename to `path`.
 
-    keep: what is at `path` so far stays under this name. Raises InputError, `path` untouched.
+    keep: what is at `path` so far gets this name. Raises InputError, nothing lost.
     """
     path = Path(path)
     beside = path.with_name(path.name + ".part")
@@ -135,22 +122,12 @@ def write_atomically(path, content, keep=None):
             file.write(content)
             _flush(file)
         if keep and path.exists():
-            keep.unlink(missing_ok=True)
-            try:
-                os.link(path, keep)  # not renamed: at every moment there is something at `path`
-            except OSError:  # a file system without links
-                shutil.copyfile(path, keep)
+            os.replace(path, keep)
         os.replace(beside, path)
     except OSError as error:
         with suppress(OSError):
             beside.unlink()
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
-    with suppress(OSError):  # the file is there; Windows and some mounts cannot flush the folder as well
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def append_line(path, line):

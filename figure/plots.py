@@ -1,7 +1,7 @@
-"""Figures: one run's curves, several runs' PSNR against minutes, and what a student's width costs and brings.
+"""Figures: one run's curves, several runs' PSNR against minutes, and students' against their width.
 
     python -m figure.plots runs/a runs/b --output=psnr.png --labels "run a" "run b"
-    python -m figure.plots --width figure/results/width/*.json --output=figure/width.png      # and figure/width.md
+    python -m figure.plots --width figure/results/width/*.json --output=figure/width.png
 
 They need matplotlib (pip install matplotlib), which nothing else here does.
 """
@@ -14,13 +14,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
-import torch
 from tqdm import tqdm
 
-from data.table import markdown_table, paper_table
+from data.table import paper_table
 from engine.options import Parser
 from models import build_model
-from utils import InputError, device_name, run_script, write_atomically
+from utils import InputError, run_script, write_atomically
 
 COLOURS = ["#1f6392", "#e0762f", "#4c8f3c", "#bb3b5e", "#c79c1e", "#7a52a8", "#20908a", "#8d99a6"]  # C0 to C7
 STYLE = {  # of matplotlib.rcParams
@@ -139,48 +138,25 @@ def psnr_minutes(folders, labels=None):
     return axes.figure
 
 
-def read_width(path):
-    """What compare_widths takes, of a student's results.json; what its width costs is measured here."""
-    from tools.benchmark import milliseconds  # here: these take a second, which the scripts need not wait for
-    from tools.export import TIMED, count_parameters, multiply_adds, random_input
-
-    with open_json(path) as record:
-        psnr = {scale: row["student"]["psnr"] for scale, row in record["results"]["Set5"].items()}
-        config = record["networks"]["student"]
-    network = build_model(config).requires_grad_(False)
-    x = random_input(network, *TIMED)
-    return {"width": config["n_feats"], "parameters": count_parameters(network), "gmacs": multiply_adds(network) / 1e9,
-            "ms": milliseconds(lambda: network(x), x.device), "size": TIMED, "psnr": psnr}
-
-
-def compare_widths(rows):
-    """(Figure of mean PSNR against multiply-adds and latency, the same as a Markdown table) of students of some widths.
-
-    rows: [{"width", "parameters", "gmacs" (10^9 multiply-adds a megapixel of output), "ms" for an output of
-    "size" (width, height), "psnr": {scale: dB}}], of Set5. The figure has the paper's half-width students, too.
-    """
-    rows = sorted(rows, key=lambda row: row["width"])
-    device, scales = device_name(torch.device("cpu")), list(rows[0]["psnr"])
-    heads = ["channels", "parameters", "10^9 multiply-adds", "latency (ms)", *(f"x{scale}" for scale in scales)]
-    texts = [[str(row["width"]), f"{row['parameters']:,}", f"{row['gmacs']:.1f}", f"{row['ms']:.0f}",
-              *(f"{row['psnr'][scale]:.2f}" for scale in scales)] for row in rows]
-    table = ("PSNR in dB on Set5; multiply-adds a megapixel of output; latency of an output of "
-             f"{'x'.join(map(str, rows[0]['size']))} in float32 on {device}.\n\n{markdown_table(heads, texts)}")
-    figure, psnr = new_figure(8, 3.6), [fmean(row["psnr"].values()) for row in rows]
-    paper = [scores for (on, scale), scores in paper_table().items() if on == "Set5" and str(scale) in scales]
-    costs = {"gmacs": "$10^9$ multiply-adds a megapixel of output", "ms": f"latency (ms), {device}"}
-    for axes, (cost, label) in zip(figure.subplots(1, 2, sharey=True), costs.items()):
-        axes.plot([row[cost] for row in rows], psnr, ".-C1", label="ours, by channels")
-        for row, mean in zip(rows, psnr):
-            axes.annotate(row["width"], (row[cost], mean), (-3, 5), textcoords="offset points", fontsize=8, ha="right")
-        for column, words, style in (("student", "with data", "--"), ("ours", "without data", ":")):
-            axes.axhline(fmean(scores[column][0] for scores in paper), color="gray", linestyle=style,
-                         label=f"the paper's, 32 channels, {words}")
-        log_x(axes)
-        axes.set_xlabel(label)
+def widths(paths):
+    """Figure of mean PSNR on Set5 against parameters, of students of several widths: their results.json."""
+    points, axes = [], new_figure(8, 4).add_subplot()
+    for path in paths:
+        with open_json(path) as record:
+            psnr = fmean(row["student"]["psnr"] for row in record["results"]["Set5"].values())
+            student = build_model(record["networks"]["student"])
+        points.append((sum(weight.numel() for weight in student.parameters()) / 1000, psnr, student.n_feats))
+    parameters, psnr, names = zip(*sorted(points))
+    axes.plot(parameters, psnr, ".-C1", label="ours, by channels")
+    for point, name in zip(zip(parameters, psnr), names):
+        axes.annotate(name, point, (-3, 5), textcoords="offset points", fontsize=8, ha="right")
+    for column, words, style in (("student", "with data", "--"), ("ours", "without data", ":")):
+        paper = fmean(scores[column][0] for (on, _), scores in paper_table().items() if on == "Set5")
+        axes.axhline(paper, color="gray", linestyle=style, label=f"the paper's, 32 channels, {words}")
+    log_x(axes)
+    axes.set(xlabel="thousand parameters", ylabel="mean PSNR on Set5, x2, x3, x4 (dB)")
     axes.legend(loc="lower right")
-    figure.supylabel(f"mean PSNR on Set5, {', '.join(heads[4:])} (dB)")
-    return figure, table
+    return axes.figure
 
 
 def parse_arguments(argv=None):
@@ -196,12 +172,7 @@ def main(args):
     if bool(args.width) == bool(args.folders):
         raise InputError("give the folders of runs, or --width")
     output = Path(args.output or f"figure/{'width' if args.width else 'psnr_minutes'}.png")
-    if args.width:
-        figure, table = compare_widths([read_width(path) for path in args.width])
-        write_atomically(output.with_suffix(".md"), table.encode())
-    else:
-        figure = psnr_minutes(args.folders, args.labels)
-    save_png(figure.savefig, output)
+    save_png((widths(args.width) if args.width else psnr_minutes(args.folders, args.labels)).savefig, output)
     print(output)
 
 

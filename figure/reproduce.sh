@@ -23,7 +23,7 @@ measured= # whether there are new results
 collect() { # the tables, of what is in $results
   [ -n "$measured" ] || return 0
   python -m figure.table --results="$results" --output="${TABLES:-figure}"
-  python -m figure.table "$results"/{table2,start,generator,edsr,sgd} --output="${TABLES:-figure}"
+  python -m figure.table "$results"/{table2,start,width,generator,edsr,sgd} --output="${TABLES:-figure}"
   if ls "$results"/width/*.json > /dev/null 2>&1; then
     python -m figure.plots --width "$results"/width/*.json --output="${TABLES:-figure}/width.png"
   fi
@@ -83,8 +83,8 @@ for seed in 1 2 3; do
     distil "start/${source}_$seed" --recipe=fast --nEpochs=3 --source=$source --val_dataset=held_out --seed=$seed
   done
 done
-for width in 8 16 24 32 48; do
-  distil "width/$width" --recipe=fast --nEpochs=3 --n_feats=$width --data_test=Set5+Set14
+for width in 08 16 24 32 48; do
+  distil "width/$width" --recipe=fast --nEpochs=3 --n_feats=$((10#$width)) --data_test=Set5+Set14
 done
 
 # What the generator's losses bring, on the demo's small teacher, x2, from random weights: one generator step after ten of the

@@ -1,7 +1,6 @@
 """Read a checkpoint file without running code from it."""
 
 import pickle
-import tarfile
 import types
 import warnings
 import zipfile
@@ -11,54 +10,40 @@ import torch
 
 from utils import InputError
 
-_OTHER_FILES_BEGIN_WITH = {
-    b"<": "a web page (HTML or XML); download the file itself",
-    b"version https://git-lfs": "a Git LFS pointer; fetch the file it points to with `git lfs pull`",
-    b"\x89HDF\r\n": "an HDF5 file (Keras or MATLAB), not one of PyTorch",
-    (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!"): "a compressed file; unpack it first",
-}
-
 
 def read_checkpoint(path):
     """What torch.save or safetensors wrote to `path`, on the CPU. Never runs code from the file. Raises InputError.
 
     Objects other than dense tensors and plain containers come as StandIn.
     """
+    head = b""
     try:
         with open(path, "rb") as file:
-            head = file.read(512)
-        if other := _other_file(path, head):
-            raise ValueError(f"it is {other}")
+            head = file.read(64)
         if head[8:9] == b"{":  # safetensors: a header in JSON after its length
             from safetensors.torch import load_file
             return load_file(path)
+        if zipfile.is_zipfile(path):
+            _check_zip(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters becomes an error
             return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT_PICKLE)
     except Exception as error:  # whatever a damaged file makes its reader stumble over
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: cannot be read as a checkpoint: {reason}") from None
+        begins = f"; the file begins with {head!r}" if head else ""  # a web page or an archive is known by that
+        raise InputError(f"{path}: cannot be read as a checkpoint: {reason}{begins}") from None
 
 
-def _other_file(path, head):
-    """What the file `path` is in place of a checkpoint, or None. head: its first bytes."""
-    if not head:
-        return "empty; the download has failed, perhaps"
-    for start, kind in _OTHER_FILES_BEGIN_WITH.items():
-        if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(start):
-            return kind
-    if tarfile.is_tarfile(path):
-        return "a tar archive; give the checkpoint in it"
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = {name.partition("/")[2] for name in archive.namelist()}
-            if "constants.pkl" in names:
-                return "a TorchScript program; save the state_dict() of its network"
-            if "data.pkl" not in names:
-                return "a zip archive; give the checkpoint in it"
-            if damaged := archive.testzip():  # torch.load does not look at checksums
-                return f"damaged at {damaged}"
-    return None
+def _check_zip(path):
+    """Raise ValueError where the zip archive is another than torch.save's, or damaged, which torch.load does not see."""
+    with zipfile.ZipFile(path) as archive:
+        names = {name.partition("/")[2] for name in archive.namelist()}
+        if "constants.pkl" in names:
+            raise ValueError("it is a TorchScript program; save the state_dict() of its network")
+        if "data.pkl" not in names:
+            raise ValueError("it is a zip archive; give the checkpoint in it")
+        if damaged := archive.testzip():
+            raise ValueError(f"it is damaged at {damaged}")
 
 
 class StandIn(dict):

@@ -1,7 +1,8 @@
 """A network that this project does not have, from a Python file of one's own (distillation.py --model).
 
 Its functions teacher() and student() return a torch.nn.Module that takes LR images (B, C, h, w) in [0, 1] to SR images
-(B, C, scale * h, scale * w) and says its `scale` and its `channels` C (3: RGB, 1: luma). Nothing else is asked of it.
+(B, C, scale * h, scale * w) and says its `scale` and its `channels` C (3: RGB, 1: luma). Nothing else is asked of it; where
+it says its `reach`, how many input pixels around an output pixel it depends on, large images go through it in tiles.
 """
 
 import hashlib
@@ -37,6 +38,8 @@ def custom_network(path, role, weights=None):
     if not isinstance(network, nn.Module) or scale not in (2, 3, 4) or channels not in (1, 3):
         raise InputError(f"--model {path}: {role}() must return a module with `scale` (2, 3 or 4) and `channels` "
                          "(3: RGB, 1: luma)")
+    if not isinstance(getattr(network, "reach", 0), int):
+        raise InputError(f"--model {path}: `reach` of the {role} must be a number of pixels; rename it if it is something else")
     config = {"arch": "own", "file": path.name, "role": role}
     for name, value in (("scales", (scale,)), ("upscaled_input", False), ("config", config)):
         if getattr(network, name, value) != value:

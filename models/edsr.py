@@ -61,6 +61,11 @@ class EDSR(nn.Module):
         return {"arch": "edsr", "n_resblocks": len(self.body) - 1, "n_feats": self.n_feats,
                 "scale": self.scales[0], "res_scale": self.res_scale, **self.unusual}
 
+    @property
+    def reach(self):
+        """How many input pixels around an output pixel it depends on, at most."""
+        return 1 + 2 * len(self.body) + len(self.tail[0]) // 2
+
     def forward(self, x):
         features = self.head(255 * x - self.mean)
         features = features + self.body(features)

@@ -39,6 +39,11 @@ class VDSR(nn.Module):
         """What build_model needs to make this network again."""
         return {"arch": "vdsr", "n_resblocks": len(self.body), "n_feats": self.n_feats}
 
+    @property
+    def reach(self):
+        """How many input pixels around an output pixel it depends on."""
+        return 2 + len(self.body)
+
     def forward(self, x):
         features = F.relu(self.head(x), inplace=True)
         for conv in self.body:

@@ -106,21 +106,15 @@ def test_runs_by_minutes(tmp_path):
 
 
 def test_widths(tmp_path):
-    rows = [{"width": w, "parameters": 1000 * w, "gmacs": 10.0 * w, "ms": 3.0 * w, "size": (480, 320),
-             "psnr": {"2": 37.0 + w / 100, "3": 33.0}} for w in (32, 8)]
-    figure, table = plots.compare_widths(rows)
-    ours, *levels = figure.axes[1].lines
-    assert list(ours.get_xdata()) == [24, 96] and list(ours.get_ydata()) == pytest.approx([35.04, 35.16])
-    assert [line.get_ydata()[0] for line in levels] == pytest.approx([(37.36 + 33.50) / 2, (37.20 + 33.13) / 2])
-    assert "| 8 | 8,000 | 80.0 | 24 | 37.08 | 33.00 |" in table.splitlines()
-    for width in (4, 32):
+    for width, psnr in ((32, 37.0), (4, 36.5)):
         config = {"arch": "vdsr", "n_resblocks": 1, "n_feats": width}
-        (tmp_path / f"{width}.json").write_text(json.dumps({
-            "results": {"Set5": {"2": {"student": {"psnr": 36.5}}}}, "networks": {"student": config}}))
+        scores = {"2": {"student": {"psnr": psnr}}, "3": {"student": {"psnr": 33.0}}}
+        (tmp_path / f"{width}.json").write_text(json.dumps({"results": {"Set5": scores}, "networks": {"student": config}}))
+    ours, *levels = plots.widths([tmp_path / "32.json", tmp_path / "4.json"]).axes[0].lines
+    assert list(ours.get_xdata()) == [0.216, 9.792] and list(ours.get_ydata()) == [34.75, 35.0]
+    assert [line.get_ydata()[0] for line in levels] == pytest.approx([(37.36 + 33.50 + 31.17) / 3, (37.20 + 33.13 + 30.71) / 3])
     call(plots, "--width", tmp_path / "32.json", tmp_path / "4.json", "--output", tmp_path / "width.png")
     assert Image.open(tmp_path / "width.png").width == 1200
-    table = (tmp_path / "width.md").read_text()
-    assert "| 4 | 216 | 0.2 | " in table and "| 32 | 9,792 | 9.8 | " in table and table.endswith(" | 36.50 |\n")
 
 
 def test_table_1(tmp_path):

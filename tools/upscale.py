@@ -26,7 +26,6 @@ from data.benchmark import choose_scales, run_network
 from data.images import EXTENSIONS, list_images, luma, open_image
 from engine.options import Parser, positive, whole
 from models.pair import load_network
-from models.tiles import reach
 from utils import InputError, choose_device, run_script
 
 _BAND = 2**23  # output pixels of a band with its halo; each takes about a dozen floats
@@ -80,9 +79,9 @@ def upscale_pixels(model, pixels, scale, ensemble=False):
 def upscale_bands(model, image, scale, device, ensemble=False):
     """Yield the upscaled image (see open_image) from top to bottom in bands of rows, arrays (rows, W) or (rows, W, C).
 
-    Where an output pixel depends on the whole image, all is one band.
+    Where the network does not say how far it looks, all is one band.
     """
-    radius, rows, halo = reach(model), image.height, 0
+    radius, rows, halo = getattr(model, "reach", None), image.height, 0
     if radius is not None:
         halo = math.ceil(radius / (scale if model.upscaled_input else 1)) + 2  # 2 for bicubic
         halo += _SPREAD * image.mode.endswith("A")
