@@ -80,10 +80,14 @@ class Run:
             raise InputError(f"--resume auto: no checkpoint in {self.path} can be used")
         if found and not resume:
             try:
-                self._compare(_read(found[0]), found[0])
+                state = _read(found[0])
+                self._compare(state, found[0])
             except InputError as error:
                 raise InputError(f"--save_dir {self.path}: holds another run; give another folder, or remove it "
                                  f"({error})") from None
+            if state["epoch"] <= self.epochs or not (self.path / "results.json").exists():
+                raise InputError(f"--save_dir {self.path}: holds this run, unfinished; add --resume=auto to go on with it, "
+                                 "or give another folder")
         return None
 
     def _compare(self, state, path, *may_differ):

@@ -156,6 +156,9 @@ def test_a_run_goes_on_in_its_own_folder_with_its_own_settings(run, done, monkey
     assert [*folder.glob("*.pth")] == []
     done(distillation, *flags, "--resume=auto")
     assert but_times(read(folder)[1]) == but_times(whole)
+    (folder / "results.json").rename(tmp_path / "results.json")
+    assert_refused(run(distillation, *flags), "holds this run, unfinished; add --resume=auto")
+    (tmp_path / "results.json").rename(folder / "results.json")
     allowed = ("--nEpochs=2", "--output=b.pth", "--checkpoint_every=1", "--plain", checkpoint)
     done(distillation, *flags, *allowed)
     assert [m["epoch"] for m in read(folder)[1]] == [1, 2]
