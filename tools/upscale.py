@@ -6,13 +6,12 @@ A network on luma (VDSR) upscales the luma and bicubic the chroma; a network on 
 upscales alpha. The output is a PNG with the input's name, alpha, ICC profile and depth (8 bits, or 16 in grey);
 palettes become grey or RGB. EXIF's orientation is applied; the rest of EXIF, and all frames but the first, are lost.
 
-An image goes through in bands of rows, so that only a band is ever in floating point. The upscaled pixels wait in a
-temporary file, which Pillow maps to encode it (RGB, and grey with alpha, it copies to 4 bytes a pixel).
+An image goes through in bands of rows, so that only a band is ever in floating point.
 """
 
+import io
 import math
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from data.benchmark import choose_scales, run_network
 from data.images import EXTENSIONS, list_images, luma, open_image
 from engine.options import Parser, positive, whole
 from models.pair import load_network
-from utils import InputError, choose_device, run_script
+from utils import InputError, choose_device, run_script, write_atomically
 
 _BAND = 2**23  # output pixels of a band with its halo; each takes about a dozen floats
 _SPREAD = 32  # how far colours spread under alpha 0, in input pixels: farther than networks look with any weight
@@ -76,8 +75,8 @@ def upscale_pixels(model, pixels, scale, ensemble=False):
     return torch.cat((result, upscaled_alpha))
 
 
-def upscale_bands(model, image, scale, device, ensemble=False):
-    """Yield the upscaled image (see open_image) from top to bottom in bands of rows, arrays (rows, W) or (rows, W, C).
+def upscale_image(model, image, scale, device, ensemble=False, progress=lambda pixels: None):
+    """The Pillow image (see open_image) upscaled in bands of rows. progress: called with the pixels of each that is done.
 
     Where the network does not say how far it looks, all is one band.
     """
@@ -86,53 +85,30 @@ def upscale_bands(model, image, scale, device, ensemble=False):
         halo = math.ceil(radius / (scale if model.upscaled_input else 1)) + 2  # 2 for bicubic
         halo += _SPREAD * image.mode.endswith("A")
         rows = max(_BAND // (image.width * scale**2) - 2 * halo, halo)
-    dtype = np.uint16 if image.mode.startswith("I") else np.uint8
-    peak = np.iinfo(dtype).max
+    dtype, mode = (np.uint16, "I;16") if image.mode.startswith("I") else (np.uint8, image.mode)
+    peak, result = np.iinfo(dtype).max, Image.new(mode, (scale * image.width, scale * image.height))
     for top in range(0, image.height, rows):
         above, bottom = max(top - halo, 0), min(top + rows, image.height)
         pixels = np.array(image.crop((0, above, image.width, min(bottom + halo, image.height))))
         x = torch.from_numpy(np.atleast_3d(pixels).astype(np.float32)).movedim(-1, 0)
         y = upscale_pixels(model, x.to(device) / peak, scale, ensemble)
         y = (peak * y[:, (top - above) * scale:(bottom - above) * scale].clamp(0, 1)).round()
-        band = y.movedim(0, -1).cpu().numpy().astype(dtype, order="C")
-        yield band.reshape(*band.shape[:2], *pixels.shape[2:])
-
-
-def upscale_file(model, path, output, scale, device, ensemble, progress):
-    """Upscale the image file `path` to the PNG `output`. progress: called with the number of pixels that are done.
-
-    Raises InputError, with nothing written, where one cannot be read or the other not written.
-    """
-    image = open_image(path)
-    beside = output.with_name(output.name + ".part")
-    try:
-        with tempfile.TemporaryFile(dir=output.parent) as file:
-            for band in upscale_bands(model, image, scale, device, ensemble):
-                file.write(band)
-                progress(band.shape[0] * band.shape[1])
-            file.flush()
-            pixels = np.memmap(file, band.dtype, "r", shape=(scale * image.height, *band.shape[1:]))
-            Image.fromarray(pixels).save(beside, "PNG", icc_profile=image.info.get("icc_profile"))
-            del pixels  # Windows cannot remove a file that is mapped
-        os.replace(beside, output)
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written ({error.strerror or error})") from None
-    finally:
-        beside.unlink(missing_ok=True)
+        band = y.movedim(0, -1).cpu().numpy().astype(dtype)
+        result.paste(Image.fromarray(band.reshape(*band.shape[:2], *pixels.shape[2:])), (0, top * scale))
+        progress(band.shape[0] * band.shape[1])
+    return result
 
 
 def choose_files(names, folder):
     """{folder/NAME.png: path} of the image files that `names` are, or hold directly if they are folders, each once.
 
-    Raises InputError where one is no image, or two would share an output, or an output is an input or a folder.
+    Raises InputError where one is no image, or two would share an output, or an output is an input.
     """
     paths, outputs = {}, {}
     for name in names:
-        if not (name and Path(name).exists()):
-            raise InputError(f"'{name}': no such image or folder")
         found = list_images(name) if Path(name).is_dir() else [Path(name)]
-        if not found or found[0].suffix.lower() not in EXTENSIONS:
-            raise InputError(f"{name}: no image ({', '.join(sorted(EXTENSIONS))})")
+        if not (name and found and found[0].is_file() and found[0].suffix.lower() in EXTENSIONS):
+            raise InputError(f"'{name}': no such image or folder of images ({', '.join(sorted(EXTENSIONS))})")
         paths |= {os.path.abspath(path): path for path in found}
     inputs = {path.resolve() for path in paths.values()}
     for path in paths.values():
@@ -141,8 +117,6 @@ def choose_files(names, folder):
             raise InputError(f"--to {folder}: {outputs[output]} and {path} would both become {output}")
         if output.resolve() in inputs:
             raise InputError(f"--to {folder}: {output} is itself to be upscaled; give another folder")
-        if output.is_dir():
-            raise InputError(f"--to {folder}: {output} is a folder")
         outputs[output] = path
     return outputs
 
@@ -172,15 +146,16 @@ def main(args):
     if more:
         raise InputError(f"--scale 0: {args.student} upscales by {', '.join(map(str, scales))}; say by which")
     total = scale**2 * sum(math.prod(open_image(path, load=False).size) for path in outputs.values())
-    try:
-        Path(args.to).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=args.to).close()
-    except OSError as error:
-        raise InputError(f"--to {args.to}: cannot be written to ({error.strerror})") from None
+    Path(args.to).mkdir(parents=True, exist_ok=True)
+    if not os.access(args.to, os.W_OK):
+        raise InputError(f"--to {args.to}: cannot be written to")
     with tqdm(total=total, desc=f"x{scale}", unit="pixel", unit_scale=True, leave=False, disable=None) as bar:
         for output, path in outputs.items():
             try:
-                upscale_file(model, path, output, scale, device, args.self_ensemble, bar.update)
+                image, content = open_image(path), io.BytesIO()
+                upscale_image(model, image, scale, device, args.self_ensemble, bar.update).save(
+                    content, "PNG", icc_profile=image.info.get("icc_profile"))
+                write_atomically(output, content.getbuffer())
             except InputError as error:
                 failed.append(str(error))
     if failed:
