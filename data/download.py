@@ -11,15 +11,12 @@ another: a URL, or an archive or a folder of images that you have.
 """
 
 import argparse
-import os
 import re
 import shutil
 import socket
 import sys
 import tarfile
-import zipfile
 from pathlib import Path
-from typing import NamedTuple
 
 from torch.hub import download_url_to_file
 from torchvision.datasets.utils import check_integrity
@@ -28,6 +25,8 @@ from data.images import list_images
 from utils import InputError, run_script, write_atomically
 
 TIMEOUT = 30  # seconds without an answer or a byte
+TRAIN291 = "https://cv.snu.ac.kr/research/VDSR/train_data.zip"
+T91 = "https://raw.github.com/IsaacCorley/pytorch-enhance/master/datasets/T91.zip"
 EDSR = "https://cv.snu.ac.kr/research/EDSR/benchmark.tar"
 SUPER_IMAGE = "https://huggingface.co/datasets/eugenesiow/{0}/resolve/main/data/{0}_HR.tar.gz"
 BSDS500 = "https://github.com/BIDS/BSDS500/archive/refs/heads/master.zip"
@@ -37,28 +36,19 @@ MD5 = {EDSR: "4ace41d33c2384b97e6b320cd0afd6ba", BSDS500: "7bfe17302a21936769420
        DIV2K: "bdc2d9338d4e574fe81bf7d158758658", TEACHER: "b1d1241c01cb8bfe2b50f32ce1f76818"}
 
 
-class Part(NamedTuple):
-    """`count` images, the ends that their folder's path may have in an archive (any: ""), and its homes, in order."""
-
-    count: int
-    names: tuple
-    homes: tuple
-
-
 def _benchmark(count, name, also=None):
     names = tuple(f"/{word}{end}" for word in (name, also or name) for end in ("/HR", "_HR", ""))
-    return {f"benchmark/{name}/HR": [Part(count, names, (EDSR, SUPER_IMAGE.format(also or name)))]}
+    return {f"benchmark/{name}/HR": [(count, names, (EDSR, SUPER_IMAGE.format(also or name)))]}
 
 
-# {set: {folder: parts}}. The first part is the whole set; where it cannot be had, the others make it up.
+# {set: {folder: parts}}; a part is its number of images, the ends that their folder's path may have in an archive (any: ""),
+# and its homes, in order. The first part is the whole set; where it cannot be had, the others make it up.
 SETS = {
     "benchmark": _benchmark(5, "Set5") | _benchmark(14, "Set14") | _benchmark(100, "B100", "BSD100")
     | _benchmark(100, "Urban100"),
-    "train291": {"train291": [
-        Part(291, ("",), ("https://cv.snu.ac.kr/research/VDSR/train_data.zip",)),
-        Part(91, ("/T91", "/91"), ("https://raw.github.com/IsaacCorley/pytorch-enhance/master/datasets/T91.zip",)),
-        Part(200, ("/BSDS200", "/images/train"), (BSDS500,))]},
-    "div2k": {"DIV2K/DIV2K_train_HR": [Part(800, ("",), (DIV2K,))]},
+    "train291": {"train291": [(291, ("",), (TRAIN291,)), (91, ("/T91", "/91"), (T91,)),
+                              (200, ("/BSDS200", "/images/train"), (BSDS500,))]},
+    "div2k": {"DIV2K/DIV2K_train_HR": [(800, ("",), (DIV2K,))]},
     "vdsr": {"vdsr_public.pth": None},  # a file: TEACHER
 }
 
@@ -82,11 +72,8 @@ def unpack(home, folder):
         return Path(home).resolve()
     archive = obtain(home, folder, MD5.get(home))
     top = folder / Path(home).name.split(".")[0]  # some archives have no folder that tells the set; their names do
-    if tarfile.is_tarfile(archive):
-        shutil.unpack_archive(archive, top, "tar", filter="data")  # nothing gets out of `top`; a zip never does
-    else:
-        with zipfile.ZipFile(archive) as file:
-            file.extractall(top)
+    kind = {"format": "tar", "filter": "data"} if tarfile.is_tarfile(archive) else {"format": "zip"}
+    shutil.unpack_archive(archive, top, **kind)  # nothing gets out of `top`
     return folder
 
 
@@ -98,7 +85,8 @@ class Homes:
 
     def find(self, part):
         """The folder of a part's images in the first home that has it, or None."""
-        for home in [self.origin] if self.origin else part.homes:
+        count, names, homes = part
+        for home in [self.origin] if self.origin else homes:
             if home not in self.opened:
                 try:
                     self.opened[home] = unpack(home, self.scratch / str(len(self.opened)))
@@ -106,20 +94,19 @@ class Homes:
                     self.opened[home] = error
             top = self.opened[home]
             for folder in (top, *sorted(top.rglob("*"))) if isinstance(top, Path) else ():
-                if folder.as_posix().endswith(part.names) and len(list_images(folder)) == part.count:
+                if folder.as_posix().endswith(names) and len(list_images(folder)) == count:
                     return folder
 
 
 def fetch_images(place, parts, homes):
     """Make the folder `place` whole. Raises InputError, which says what is missing."""
-    whole, beside = parts[0].count, place.with_name(f"{place.name}.incomplete")
+    whole, beside = parts[0][0], place.with_name(f"{place.name}.incomplete")
     if place.exists() and any(place.iterdir()):
         raise InputError(f"{place} (holds {len(list_images(place))} of {whole} images; move it away first)")
     for folder in filter(None, map(homes.find, parts)):
-        lr, lr_place = folder.with_name("LR_bicubic"), place.with_name("LR_bicubic")
-        if folder.name == "HR" and lr.is_dir() and not lr_place.exists():
-            shutil.copytree(lr, f"{lr_place}.incomplete", dirs_exist_ok=True)
-            os.rename(f"{lr_place}.incomplete", lr_place)
+        lr = folder.with_name("LR_bicubic")
+        if folder.name == "HR" and lr.is_dir():
+            shutil.copytree(lr, place.with_name(lr.name), dirs_exist_ok=True)
         beside.mkdir(parents=True, exist_ok=True)
         for image in list_images(folder):
             shutil.copyfile(image, beside / image.name)
@@ -156,7 +143,7 @@ def main(args):
     try:
         for name, parts in [item for key in SETS if args.set in (key, "all") for item in SETS[key].items()]:
             place = args.to / name
-            if place.is_file() or parts and len(list_images(place)) >= parts[0].count:
+            if place.is_file() or parts and len(list_images(place)) >= parts[0][0]:
                 print(f"{place}: there already")
                 continue
             try:

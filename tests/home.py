@@ -47,8 +47,8 @@ BENCHMARK = {path: content for name, count in COUNTS.items()
                            numbered(f"benchmark/{name}/LR_bicubic/X2/{{}}x2.png", count))
              for path, content in files.items()}
 ARCHIVES = {download.EDSR: tarred(BENCHMARK),
-    download.SETS["train291"]["train291"][0].homes[0]: zipped(TRAIN | numbered("train_data/91/{}.bmp", 91)),
-    download.SETS["train291"]["train291"][1].homes[0]: zipped(numbered("T91/t{}.png", 91)),
+    download.TRAIN291: zipped(TRAIN | numbered("train_data/91/{}.bmp", 91)),
+    download.T91: zipped(numbered("T91/t{}.png", 91)),
     download.BSDS500: zipped({path: content for kind, count in (("test", 200), ("train", 200), ("val", 100)) for
                               path, content in numbered(f"m/BSDS500/data/images/{kind}/{{}}.jpg", count).items()}),
     download.DIV2K: zipped(numbered("DIV2K_train_HR/{}.png", 800)), download.TEACHER: WEIGHTS,

@@ -14,8 +14,6 @@ from data import download
 from tests.helpers import assert_refused, contents
 from tests.home import ARCHIVES, BENCHMARK, TRAIN, WEIGHTS, Home, numbered, tarred, zipped
 
-TRAIN_HOME = download.SETS["train291"]["train291"][0].homes[0]
-T91_HOME = download.SETS["train291"]["train291"][1].homes[0]
 TRAINED = {f"train291/{Path(path).name}": content for path, content in TRAIN.items()}
 
 
@@ -61,14 +59,14 @@ def test_everything_comes_from_the_first_homes_and_is_left_alone_then(run, tmp_p
     expected = TRAINED | BENCHMARK | numbered("DIV2K_train_HR/{}.png", 800) | {"vdsr_public.pth": WEIGHTS}
     expected = {f"DIV2K/{path}" if path.startswith("DIV2K") else path: file for path, file in expected.items()}
     assert fetched(run, tmp_path, "all") == expected and not left.exists()
-    assert home.requests == [download.EDSR, TRAIN_HOME, download.DIV2K, download.TEACHER]
+    assert home.requests == [download.EDSR, download.TRAIN291, download.DIV2K, download.TEACHER]
     again = run(download, "all")
     assert again.returncode == 0 and len(home.requests) == 4
     assert "datasets/benchmark/Set5/HR: there already" in again.stdout
 
 
 def test_other_homes_where_the_first_are_gone(run, tmp_path, home):
-    del home.archives[download.EDSR], home.archives[TRAIN_HOME]
+    del home.archives[download.EDSR], home.archives[download.TRAIN291]
     files = fetched(run, tmp_path, "benchmark")
     assert home.requests.count(download.EDSR) == 1
     assert files.keys() == {path for path in BENCHMARK if "HR" in path}
@@ -85,9 +83,9 @@ def test_other_homes_where_the_first_are_gone(run, tmp_path, home):
 
 
 def test_what_can_be_had_of_a_set_waits_for_the_rest(run, tmp_path, home):
-    del home.archives[TRAIN_HOME], home.archives[T91_HOME]
+    del home.archives[download.TRAIN291], home.archives[download.T91]
     refused(run, "datasets/train291 (291 images; 200 are in datasets/train291.incomplete)",
-            f"{TRAIN_HOME}: HTTP Error 404: Not Found", f"{T91_HOME}: HTTP Error 404: Not Found")
+            f"{download.TRAIN291}: HTTP Error 404: Not Found", f"{download.T91}: HTTP Error 404: Not Found")
     assert {path.parent.name for path in (tmp_path / "datasets").rglob("*.*") if path.is_file()} == {
         "train291.incomplete"}
     (tmp_path / "91").mkdir()
@@ -161,7 +159,7 @@ def test_another_file_than_the_one_known(run, tmp_path, home):
 
 def test_a_broken_connection_a_silent_server_none_and_ctrl_c(run, tmp_path, home, monkeypatch):
     home.cut = 5000
-    refused(run, TRAIN_HOME)
+    refused(run, download.TRAIN291)
     monkeypatch.setattr(download, "TIMEOUT", 0.2)
     done = threading.Event()
     home.then = lambda: done.wait(60)
