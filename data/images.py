@@ -64,12 +64,9 @@ def _check_depth(image, path):
     """Raise InputError where the opened image has more bits than can be kept: 8, or 16 in grey alone."""
     raw = " ".join(str(tile[3]) for tile in image.tile)  # how Pillow will unpack it
     bits = getattr(image, "tag_v2", {}).get(258, (8,))  # TIFF's BitsPerSample
-    if image.mode.startswith("I;16") or image.mode == "I" and "I;16B" in raw:
-        return
-    if image.mode in ("I", "F"):
-        raise InputError(f"{path}: has signed, 32-bit or floating-point values; convert it to 8 or 16 bits")
-    if re.search(r";16[BLN]", raw) or max(bits) > 8:
-        raise InputError(f"{path}: has 16 bits a channel and is not plain grey; convert it to 8")
+    grey = image.mode.startswith("I;16") or image.mode == "I" and "I;16B" in raw
+    if not grey and (image.mode in ("I", "F") or re.search(r";16[BLN]", raw) or max(bits) > 8):
+        raise InputError(f"{path}: has neither 8 bits a channel nor plain grey of 16; convert it to 8")
 
 
 def read_image(path):

@@ -38,7 +38,6 @@ class TrainingPatches:
     def __init__(self, paths, scales, patch_size, seed, device="cpu", channels=1, upscaled_input=True, disable=None):
         self.seed, self.device, self.patch_size = seed, device, patch_size
         self.ratio = 1 if upscaled_input else scales[0]
-        least = max(patch_size, *scales)
         # All images one after the other; the table tells where one begins, its width, and its places for a patch.
         hrs, inputs, table = [], [], []
         hr_start = input_start = small = 0
@@ -48,18 +47,17 @@ class TrainingPatches:
                 image = torch.from_numpy(luma(rgb)[None] / 255).to(device, torch.float32)
             else:
                 image = torch.from_numpy(rgb).permute(2, 0, 1).contiguous().to(device)
-            small += min(image.shape[1:]) < least
+            small += min(image.shape[1:]) < patch_size
             for size in SIZES if min(image.shape[1:]) < LARGE else (1,):
                 hr = image if size == 1 else _clip(imresize(image, size))
-                if min(hr.shape[1:]) < least:
-                    continue
                 for scale in scales:
                     rows, columns = (n - n % scale for n in hr.shape[1:])
+                    if min(rows, columns) < patch_size:
+                        continue
                     x = imresize(hr[:, :rows, :columns], 1 / scale)
                     x = _clip(imresize(x, scale) if upscaled_input else x)
                     rows, columns = (n - patch_size // self.ratio + 1 for n in x.shape[1:])
-                    if min(rows, columns) > 0:
-                        table.append((hr_start, hr.shape[2], input_start, x.shape[2], rows, columns))
+                    table.append((hr_start, hr.shape[2], input_start, x.shape[2], rows, columns))
                     inputs.append(_flat(x))
                     input_start += x[0].numel()
                 hrs.append(_flat(hr))

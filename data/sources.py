@@ -57,18 +57,18 @@ def dead_leaves_source(size, channels, upscaled, seed, device="cpu", call=lambda
 
 
 def start_images(scales, size, channels, upscaled, seed, device="cpu", count=256):
-    """Dead leaves on which a student is fitted to its teacher; half of them are of the first of three scales."""
+    """Dead leaves on which a student is fitted to its teacher; a quarter is of each scale after the first."""
     draw = dead_leaves_source(size, channels, upscaled, seed, device)
-    shares = (count // 2, count // 4, count // 4) if len(scales) == 3 else (count // len(scales),) * len(scales)
-    images = [draw(scale, -1 - i, share) for i, (scale, share) in enumerate(zip(scales, shares), 1)]
+    share = count // 4
+    images = [draw(scale, -2 - i, share if i else count - share * (len(scales) - 1)) for i, scale in enumerate(scales)]
     side = min(image.shape[-1] for image in images)
     return torch.cat([image[..., :side, :side] for image in images])
 
 
 def folder_source(paths, scales, size, channels, upscaled, seed, device="cpu", disable=None):
     """Patches of the real LR images made from the image files `paths`. disable: as of TrainingPatches."""
-    patches = {scale: TrainingPatches(paths, (scale,), scale * lr_size(size, scale), seed, device, channels, upscaled, disable)
-               for scale in scales}
+    patches = {scale: TrainingPatches(paths, (scale,), scale * lr_size(size, scale), seed, device, channels, upscaled,
+                                      disable) for scale in scales}
     return lambda scale, step, count: patches[scale].batch(step, count)[0]
 
 

@@ -3,13 +3,12 @@
 import csv
 from pathlib import Path
 
-PAPER_TABLE = Path(__file__).parent / "table1.csv"
 PAPER_COLUMNS = ("bicubic", "teacher", "student", "noise", "ours")
 
 
 def paper_table():
     """The paper's Table 1: {(set, scale): {column: (psnr, ssim)}}."""
-    with open(PAPER_TABLE, newline="", encoding="utf-8") as file:
+    with open(Path(__file__).with_name("table1.csv"), newline="", encoding="utf-8") as file:
         return {(row["dataset"], int(row["scale"])): {
             column: (float(row[f"{column}_psnr"]), float(row[f"{column}_ssim"])) for column in PAPER_COLUMNS}
             for row in csv.DictReader(file)}

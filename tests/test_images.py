@@ -166,15 +166,13 @@ def test_a_scan_of_more_than_179_megapixels_and_a_long_text(tmp_path, monkeypatc
         open_image(tmp_path / "scan.png", load=False)
 
 
-@pytest.mark.parametrize("kind, words", [
-    (np.uint16, "more than 8 bits"), (np.float32, "floating-point"), (np.int32, "32-bit"), (RGB16, "16 bits a channel"),
-])
-def test_deep_images_are_refused(tmp_path, kind, words):
+@pytest.mark.parametrize("kind", [np.uint16, np.float32, np.int32, RGB16])
+def test_deep_images_are_refused(tmp_path, kind):
     if isinstance(kind, bytes):
         (tmp_path / "photo.tif").write_bytes(kind)
     else:
         Image.fromarray(np.ones((4, 5), kind)).save(tmp_path / "photo.tif")
-    with pytest.raises(InputError, match=f"photo.tif: .*{words}"):
+    with pytest.raises(InputError, match=f"photo.tif: .*{'more than' if kind is np.uint16 else 'neither'} 8 bits"):
         read_image(tmp_path / "photo.tif")
 
 
