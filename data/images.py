@@ -35,19 +35,17 @@ def list_images(folder):
     return sorted(path for path in files if path.suffix.lower() in EXTENSIONS and path.is_file())
 
 
-def open_image(path, load=True):
+def open_image(path):
     """The first frame of the image at `path`, upright, as a Pillow image. Raises InputError, which names the path.
 
     Its mode is L, LA, RGB or RGBA, of 8 bits, or for 16-bit grey one that begins with I; its info has the
-    "icc_profile" of these values, if any. load=False: only the file's header is read, and the mode is the file's.
+    "icc_profile" of these values, if any.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters becomes an error
             with Image.open(path) as image:
                 _check_depth(image, path)
-                if not load:
-                    return image
                 ImageOps.exif_transpose(image, in_place=True)
                 if image.mode in ("CMYK", "LAB"):
                     image.info.pop("icc_profile", None)

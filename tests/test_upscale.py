@@ -27,10 +27,21 @@ class Nearest(nn.Module):
         return x.repeat_interleave(self.scales[0], -2).repeat_interleave(self.scales[0], -1)
 
 
-def upscaled(model, image, scale, sizes=None):
-    """sizes: a list to which the pixels of each band are appended."""
-    progress = [].append if sizes is None else sizes.append
-    return np.asarray(upscale_image(model, Image.fromarray(image), scale, "cpu", progress=progress))
+def upscaled(model, image, scale):
+    return np.asarray(upscale_image(model, Image.fromarray(image), scale, "cpu"))
+
+
+@pytest.fixture
+def bands(monkeypatch):
+    """The shapes of the bands, with what is around them, that go through the network."""
+    shapes, whole = [], upscale_pixels
+
+    def counted(model, pixels, *rest):
+        shapes.append(pixels.shape)
+        return whole(model, pixels, *rest)
+
+    monkeypatch.setattr("tools.upscale.upscale_pixels", counted)
+    return shapes
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -96,7 +107,7 @@ def test_self_ensemble_upscales_the_eight_flips_and_turns():
 
 
 @pytest.mark.parametrize("make, scale", [(VDSR, 2), (VDSR, 3), (VDSR, 4), (EDSR, 2), (EDSR, 3), (EDSR, 4)])
-def test_bands_show_no_seam(monkeypatch, make, scale):
+def test_bands_show_no_seam(monkeypatch, bands, make, scale):
     """With weights near those of a mean, by which the borders of the receptive field count; in 16 bits."""
     model = VDSR(2, 4) if make is VDSR else EDSR(1, 4, scale=scale)
     for conv in (module for module in model.modules() if isinstance(module, nn.Conv2d)):
@@ -105,23 +116,24 @@ def test_bands_show_no_seam(monkeypatch, make, scale):
     expected = upscaled(model, image, scale)
     assert expected.std() > 100 and ((expected > 0) & (expected < 65535)).mean() > 0.5
     monkeypatch.setattr("tools.upscale._BAND", 1)
-    sizes = []
-    assert np.abs(upscaled(model, image, scale, sizes).astype(int) - expected).max() <= 1 and len(sizes) > 3
+    assert np.abs(upscaled(model, image, scale).astype(int) - expected).max() <= 1 and len(bands) > 4
 
 
-def test_how_large_bands_are(monkeypatch):
+def test_how_large_bands_are(monkeypatch, bands):
     """Those of a clear image show no seam either; there is but one where the network does not say its reach."""
     image = pixels(200, 40, 4)
     image[20:180, :, 3] = 0
     expected = upscaled(Nearest(4, 3), image, 4)
     monkeypatch.setattr("tools.upscale._BAND", 8000)
-    opaque, clear, one = [], [], []
-    upscaled(Nearest(4, 3), image[..., :3], 4, opaque)
-    np.testing.assert_array_equal(upscaled(Nearest(4, 3), image, 4, clear), expected)
-    assert sum(opaque) == sum(clear) == 200 * 40 * 16 and max(opaque) < sum(opaque) / 20 and len(clear) > 3
+    np.testing.assert_array_equal(upscaled(Nearest(4, 3), image, 4), expected)
+    assert len(bands) > 4
+    bands.clear()
+    upscaled(Nearest(4, 3), image[..., :3], 4)
+    assert len(bands) > 20 and all(rows < 16 for _, rows, _ in bands)
     monkeypatch.delattr(Nearest, "reach")
-    upscaled(Nearest(4, 3), image, 4, one)
-    assert one == [800 * 160]
+    bands.clear()
+    upscaled(Nearest(4, 3), image, 4)
+    assert bands == [(4, 200, 40)]
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])

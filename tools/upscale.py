@@ -75,8 +75,8 @@ def upscale_pixels(model, pixels, scale, ensemble=False):
     return torch.cat((result, upscaled_alpha))
 
 
-def upscale_image(model, image, scale, device, ensemble=False, progress=lambda pixels: None):
-    """The Pillow image (see open_image) upscaled in bands of rows. progress: called with the pixels of each that is done.
+def upscale_image(model, image, scale, device, ensemble=False):
+    """The Pillow image (see open_image) upscaled in bands of rows.
 
     Where the network does not say how far it looks, all is one band.
     """
@@ -87,7 +87,7 @@ def upscale_image(model, image, scale, device, ensemble=False, progress=lambda p
         rows = max(_BAND // (image.width * scale**2) - 2 * halo, halo)
     dtype, mode = (np.uint16, "I;16") if image.mode.startswith("I") else (np.uint8, image.mode)
     peak, result = np.iinfo(dtype).max, Image.new(mode, (scale * image.width, scale * image.height))
-    for top in range(0, image.height, rows):
+    for top in tqdm(range(0, image.height, rows), desc="bands", unit="", leave=False, disable=None):
         above, bottom = max(top - halo, 0), min(top + rows, image.height)
         pixels = np.array(image.crop((0, above, image.width, min(bottom + halo, image.height))))
         x = torch.from_numpy(np.atleast_3d(pixels).astype(np.float32)).movedim(-1, 0)
@@ -95,7 +95,6 @@ def upscale_image(model, image, scale, device, ensemble=False, progress=lambda p
         y = (peak * y[:, (top - above) * scale:(bottom - above) * scale].clamp(0, 1)).round()
         band = y.movedim(0, -1).cpu().numpy().astype(dtype)
         result.paste(Image.fromarray(band.reshape(*band.shape[:2], *pixels.shape[2:])), (0, top * scale))
-        progress(band.shape[0] * band.shape[1])
     return result
 
 
@@ -145,19 +144,17 @@ def main(args):
     scale, *more = scales = choose_scales(args.scale, model, args.student)
     if more:
         raise InputError(f"--scale 0: {args.student} upscales by {', '.join(map(str, scales))}; say by which")
-    total = scale**2 * sum(math.prod(open_image(path, load=False).size) for path in outputs.values())
     Path(args.to).mkdir(parents=True, exist_ok=True)
     if not os.access(args.to, os.W_OK):
         raise InputError(f"--to {args.to}: cannot be written to")
-    with tqdm(total=total, desc=f"x{scale}", unit="pixel", unit_scale=True, leave=False, disable=None) as bar:
-        for output, path in outputs.items():
-            try:
-                image, content = open_image(path), io.BytesIO()
-                upscale_image(model, image, scale, device, args.self_ensemble, bar.update).save(
-                    content, "PNG", icc_profile=image.info.get("icc_profile"))
-                write_atomically(output, content.getbuffer())
-            except InputError as error:
-                failed.append(str(error))
+    for output, path in tqdm(outputs.items(), desc=f"x{scale}", unit="image", leave=False, disable=None):
+        try:
+            image, content = open_image(path), io.BytesIO()
+            upscale_image(model, image, scale, device, args.self_ensemble).save(
+                content, "PNG", icc_profile=image.info.get("icc_profile"))
+            write_atomically(output, content.getbuffer())
+        except InputError as error:
+            failed.append(str(error))
     if failed:
         raise InputError(f"{'; '.join(failed)} (of {len(outputs)} images {len(outputs) - len(failed)} were upscaled)")
     print(f"{len(outputs)} image{'s' * (len(outputs) > 1)} upscaled by {scale}: {args.to}")
