@@ -32,7 +32,7 @@ TIMED = (480, 320)  # width and height of the output image whose computing is ti
 
 def describe(network, score):
     """What a user of the file has to know, as a dict that JSON can hold. score: {"set", "protocol", "psnr"}."""
-    kind = {1: "luma (BT.601, 16 to 235)", 3: "RGB (0 to 255)"}[network.channels]
+    kind = "RGB (0 to 255)" if network.channels == 3 else "luma (BT.601, 16 to 235)"
     upscaled = ", upscaled by bicubic to the output's size" if network.upscaled_input else ""
     return {
         "project": "Data-free knowledge distillation for image super-resolution",
@@ -178,12 +178,11 @@ def compare(args):
     print(f"{device_name(torch.device('cpu'))}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; times are "
           f"medians for one {TIMED[0]}x{TIMED[1]} output image" + ", without bicubic" * student.upscaled_input + "\n")
     teacher, student = cost(teacher, args.compare), cost(student, args.student)
-    columns = [name for name in teacher if name in student]
     show = lambda value: f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-    rows = [["teacher", *(show(teacher[name]) for name in columns)],
-            ["student", *(show(student[name]) for name in columns)],
-            ["less by", *(f"{teacher[name] / student[name]:.1f}x" for name in columns)]]
-    print(markdown_table(["", *columns], rows), end="")
+    columns = [(name, show(number), show(student[name]), f"{number / student[name]:.1f}x")
+               for name, number in teacher.items() if name in student]
+    heads, *rows = zip(("", "teacher", "student", "less by"), *columns)
+    print(markdown_table(heads, rows), end="")
 
 
 def export(args):
@@ -227,10 +226,7 @@ def main(args):
         raise InputError("say either which file to write, .onnx or .pt2, or with --compare which teacher to compare")
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.file is None:
-        compare(args)
-    else:
-        export(args)
+    compare(args) if args.compare else export(args)
 
 
 if __name__ == "__main__":
