@@ -1,12 +1,4 @@
-"""Benchmark sets, and the two protocols by which super-resolution results are scored.
-
-"luma"  for networks on luma (VDSR; Table 1 of the paper): Y in float from HR cropped to a multiple of the scale;
-        LR, and upscaled input where the network takes that, by bicubic, nothing rounded; output clipped to 0..255.
-"rgb"   for networks on RGB (EDSR): LR by MATLAB's bicubic on 8-bit RGB, or read from LR_bicubic/X2 (X3, X4) beside
-        HR; output rounded to 8 bits, then luma.
-
-Both shave `scale` pixels on every side; PSNR has peak 255, SSIM an 11x11 Gaussian of sigma 1.5.
-"""
+"""Benchmark sets, and the two protocols by which results are scored, "luma" and "rgb": see README.md beside this file."""
 
 import os
 from collections import deque
@@ -179,7 +171,7 @@ class Benchmarks:
         with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             pairs = _ahead(pool, prepare, iter(tasks))
             outputs = ((self._outputs(networks, pair), pair.hr, task[1]) for pair, task in zip(pairs, tasks))
-            scored = _ahead(pool, _score_all, outputs)
+            scored = _ahead(pool, lambda outputs, *about: {label: score(y, *about) for label, y in outputs.items()}, outputs)
             rows = iter(list(tqdm(scored, desc="scoring", total=len(tasks), unit="image", leave=False, disable=None)))
         torch.set_num_threads(threads)
         scores = {name: {scale: [next(rows) for _ in images] for scale in self.scales}
@@ -199,10 +191,8 @@ class Benchmarks:
 
     def one_image(self, model):
         """PSNR in dB of the network and of bicubic on the smallest image at the middle scale."""
-        path, rgb = min(self.images, key=lambda image: image[1].size)
-        pair = prepare(rgb, self.middle_scale, model.channels, path)
-        scores = _score_all(self._outputs({"network": model}, pair), pair.hr, self.middle_scale)
-        return scores["network"]["psnr"], scores["bicubic"]["psnr"]
+        scored = self._scored({"network": model}, *min(self.images, key=lambda image: image[1].size))
+        return scored["network"][1]["psnr"], scored["bicubic"][1]["psnr"]
 
     def examples(self, networks):
         """Of every set the image that bicubic did worst in scores(), at the middle scale.
@@ -210,10 +200,13 @@ class Benchmarks:
         Yields (set, scale, image name, {"HR", "bicubic" or a network: (luma (H, W), scores; None of "HR")}).
         """
         for name, (path, rgb) in self.hardest.items():
-            pair = prepare(rgb, self.middle_scale, _channels(networks), path)
-            scored = {label: (output, score(output, pair.hr, self.middle_scale))
-                      for label, output in self._outputs(networks, pair).items()}
-            yield name, self.middle_scale, path.stem, {"HR": (pair.hr, None), **scored}
+            yield name, self.middle_scale, path.stem, self._scored(networks, path, rgb)
+
+    def _scored(self, networks, path, rgb):
+        """{"HR", "bicubic" or a network: (luma (H, W), scores; None of "HR")} of an image at the middle scale."""
+        pair = prepare(rgb, self.middle_scale, _channels(networks), path)
+        return {"HR": (pair.hr, None), **{label: (output, score(output, pair.hr, self.middle_scale))
+                                          for label, output in self._outputs(networks, pair).items()}}
 
     def protocol(self, networks):
         """How `networks` are scored, in words."""
@@ -233,10 +226,6 @@ class Benchmarks:
 def _channels(networks):
     """Of the networks' images: 1 or 3, which tells the protocol."""
     return next(iter(networks.values())).channels
-
-
-def _score_all(outputs, hr, scale):
-    return {label: score(output, hr, scale) for label, output in outputs.items()}
 
 
 def _mean(rows):

@@ -10,11 +10,8 @@ SSVM 2021; with textures, VibrantLeaves, 2025).
 
 An image is LEAVES layers, painted from back to front; the first is the background.
 
-- A leaf is what lies inside two conics: a cut ellipse, a parallelogram, a line, a ring or crescent. A conic is a
-  quadratic form of the place; its value over its slope is the distance to the edge, which gives the part of a pixel
-  that the leaf covers.
-- Its radius follows the law above (leaf_sizes), its place is anywhere, between pixels, too. Its edge is blurred
-  over one pixel or, like what is out of focus, more.
+- A leaf is what lies inside two conics: a cut ellipse, a parallelogram, a line, a ring or crescent. Its place is
+  anywhere, between pixels, too. Its edge is blurred over one pixel or, like what is out of focus, more.
 - Its paint is a grey or a colour, and on TEXTURED of the leaves one of the image's four textures: two of noise
   (of any fineness, with a grain or without), stripes, and checks or a grid.
 
@@ -55,6 +52,8 @@ def leaf_sizes(pick, uniform, least, most, size):
 
 def coverage(x, y, angle, half_u, half_v, width, size):
     """How much of each pixel lies inside both conics of a leaf: (count, leaves, size, size) in [0, 1].
+
+    A conic is a quadratic form of the place; its value over its slope is the distance to the edge.
 
     All arguments but size: (2, count, leaves), a row for each conic. x, y: its centre, in pixels from the
     image's. angle: direction of its first half axis half_u; where half_v is infinite it is a strip, 2 half_u

@@ -36,12 +36,6 @@ def bicubic(tmp_path):
     return ("s.pth", *TINY)
 
 
-def leave(folder, *names):
-    for name in names:
-        (folder / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(pixels(4, 4)).save(folder / name)
-
-
 def test_every_kind_of_image_keeps_its_kind(run, bicubic, tmp_path, monkeypatch):
     """A folder of them, with what macOS leaves beside, and one of another folder, by a network that changes nothing."""
     monkeypatch.setattr(upscale, "_BAND", 1)
@@ -106,7 +100,8 @@ def test_networks_on_rgb(done, tmp_path):
 
 
 def test_what_cannot_be_used(run, bicubic, tmp_path):
-    leave(tmp_path, "a.png", ".hidden/._a.png")
+    Image.fromarray(pixels(4, 4)).save(tmp_path / "a.png")
+    (tmp_path / ".hidden").mkdir()
     (tmp_path / "notes.txt").write_text("no image")
     save_model(EDSR(1, 4, scale=3), tmp_path / "edsr.pth")
     before = sorted(tmp_path.rglob("*"))
@@ -122,7 +117,9 @@ def test_what_cannot_be_used(run, bicubic, tmp_path):
 
 
 def test_names_that_would_overwrite(run, done, bicubic, tmp_path):
-    leave(tmp_path, "one/a.png", "two/a.jpg", "one/b.png")
+    for name in ("one/a.png", "two/a.jpg", "one/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels(4, 4)).save(tmp_path / name)
     (tmp_path / "three").symlink_to("one")
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     flags = (*bicubic, "--scale=2")
