@@ -54,8 +54,7 @@ def _contributions(length, out_length, scale, padding, antialias):
 @torch.inference_mode(False)
 def _matrix(length, out_length, scale, padding, antialias, device, dtype):
     index, weight = _contributions(length, out_length, scale, padding, antialias)
-    matrix = torch.zeros(out_length, length, dtype=torch.float64).scatter_add_(1, index, weight)
-    return matrix.to(device, dtype)
+    return weight.new_zeros(out_length, length).scatter_add_(1, index, weight).to(device, dtype)
 
 
 @lru_cache(maxsize=512)
@@ -76,10 +75,8 @@ def _resize_rows(image, key, dense):
         return _matrix(*key) @ image
     # One tap at a time, in order: the sum MATLAB computes, and no copy of the image per tap is kept.
     capturing = image.is_cuda and torch.cuda.is_current_stream_capturing()
-    total = 0
-    for index, weight in (_captured_taps if capturing else _taps)(*key):
-        total = total + image.index_select(-2, index) * weight[:, None]
-    return total
+    return sum(image.index_select(-2, index) * weight[:, None]
+               for index, weight in (_captured_taps if capturing else _taps)(*key))
 
 
 def imresize(image, scale=None, size=None, padding="replicate", antialias=True):

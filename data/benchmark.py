@@ -1,4 +1,12 @@
-"""Benchmark sets, and the two protocols by which results are scored, "luma" and "rgb": see README.md beside this file."""
+"""Benchmark sets, and the two protocols by which super-resolution results are scored.
+
+"luma"  for networks on luma (VDSR; Table 1 of the paper): Y in float from HR cropped to a multiple of the scale;
+        LR, and upscaled input where the network takes that, by bicubic, nothing rounded; output clipped to 0..255.
+"rgb"   for networks on RGB (EDSR): LR by MATLAB's bicubic on 8-bit RGB, or read from LR_bicubic/X2 (X3, X4) beside
+        HR; output rounded to 8 bits, then luma.
+
+Both shave `scale` pixels on every side; PSNR has peak 255, SSIM an 11x11 Gaussian of sigma 1.5.
+"""
 
 import os
 from collections import deque
