@@ -83,15 +83,14 @@ def find_weights(content, path, fits):
     """
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not a state dict")
-    found = [(keys, _strip_prefix(weights, fits)) for keys, weights in _candidates(content)]
-    found = [one for one in found if fits(one[1].keys())] or found
+    found = sorted(((keys, _strip_prefix(weights, fits)) for keys, weights in _candidates(content)),
+                   key=lambda one: _rank(one[0]))
     if not found and fits({}.keys()):  # a network without weights
         return {}
     if not found:
         what = f"a pickled {content.stands_for!r:.80}, not" if isinstance(content, StandIn) else "no"
         raise InputError(f"{path}: holds {what} weights; {_KNOWN_NAMES}")
-    found.sort(key=lambda one: _rank(one[0]))
-    (keys, weights), *others = found
+    (keys, weights), *others = [one for one in found if fits(one[1].keys())] or found
     for other, tensors in others:
         same = weights.keys() == tensors.keys() and all(weights[name].equal(tensors[name]) for name in weights)
         if _rank(other) == _rank(keys) and not same:
@@ -106,11 +105,9 @@ def find_weights(content, path, fits):
 def _candidates(content, keys=()):
     """(keys, tensors) of everything in `content` that holds tensors."""
     state = content.state if isinstance(content, StandIn) else {}
-    is_module = "_modules" in state
-    items = dict(_module_tensors(content)) if is_module else {**content, **state}
-    weights = {str(name): value for name, value in items.items() if isinstance(value, torch.Tensor)}
-    weights = {name: tensor for name, tensor in weights.items() if not _COUNTERS.search(name)}
-    if weights:
+    items = dict(_module_tensors(content)) if "_modules" in state else {**content, **state}
+    if weights := {str(name): value for name, value in items.items()
+                   if isinstance(value, torch.Tensor) and not _COUNTERS.search(str(name))}:
         yield keys, weights
     if len(keys) < 2:
         for key, value in items.items():
@@ -180,13 +177,10 @@ def _infer(found, path, res_scale):
         return weights, {"arch": "vdsr", "n_resblocks": n_blocks, "n_feats": n_feats}
     if channels not in (1, 3):
         raise InputError(f"{path}: is an EDSR of {channels} channels; only 3 (RGB) and 1 (luma) are known")
-    thrice = weights["tail.0.0.weight"].shape[:1] == (9 * n_feats,)
-    scale = 4 if "tail.0.2.weight" in weights else 3 if thrice else 2
+    scale = 4 if "tail.0.2.weight" in weights else 3 if weights["tail.0.0.weight"].shape[:1] == (9 * n_feats,) else 2
     basicsr = "conv_first.weight" in found
     config = {"arch": "edsr", "n_resblocks": n_blocks - (not basicsr), "n_feats": n_feats, "scale": scale,
-              "res_scale": res_scale or (0.1 if n_feats >= 256 else 1.0)}
-    if channels == 1:
-        config["channels"] = 1
+              "res_scale": res_scale or (0.1 if n_feats >= 256 else 1.0)} | ({"channels": 1} if channels == 1 else {})
     guesses = [] if res_scale else [f"res_scale {config['res_scale']}, usual at this width (--res_scale sets another)"]
     if not basicsr:
         weights, mean, guess = _unshift(weights, channels, path)
