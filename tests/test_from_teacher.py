@@ -44,8 +44,8 @@ def test_any_width_is_nearer_than_at_random(name, n_feats, factor):
 
 
 @pytest.mark.parametrize("name, n_feats, least, most", [
-    ("vdsr", 3, 1e-5, 0.5), ("vdsr", 4, 0, 1e-8), ("vdsr", 6, 0, 1e-8), ("vdsr", 8, 0, 1e-8),
-    ("edsr x2", 3, 1e-3, 0.2), ("edsr x2", 8, 0, 1e-8)])
+    ("vdsr", 3, 1e-5, 0.5), ("vdsr", 4, 0, 1e-8), ("vdsr", 8, 0, 1e-8), ("edsr x2", 3, 1e-3, 0.2),
+    ("edsr x2", 8, 0, 1e-8)])
 def test_dead_channels_are_no_harm(name, n_feats, least, most):
     """Three channels are always zero, one never positive: of a VDSR four say as much as all eight."""
     teacher, images = made(name)
@@ -67,7 +67,7 @@ def test_a_trained_teachers_half_is_near_it():
 
 
 def test_the_seed_makes_the_student():
-    """Where there is one: not of other widths and architectures."""
+    """Where there is one: not of other widths."""
     teacher, images = made("vdsr")
     one, same, other = (student_from_teacher(teacher, images, 4, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], same[name]) for name in one)
@@ -75,10 +75,6 @@ def test_the_seed_makes_the_student():
     for n_feats in (0, 9):
         with pytest.raises(ValueError, match=f"no student of {n_feats} channels"):
             student_from_teacher(teacher, images, n_feats)
-    own = torch.nn.Identity()
-    own.config = {"arch": "own"}
-    with pytest.raises(ValueError, match="own"):
-        student_from_teacher(own, images, 1)
 
 
 def test_channels_are_kept_as_trying_each_would():
@@ -86,12 +82,13 @@ def test_channels_are_kept_as_trying_each_would():
     rows, kernel = torch.randn(500, 45, dtype=torch.float64), torch.randn(45, 2, dtype=torch.float64)
     rows[:, 9:18] = rows[:, :9] + 0.1 * rows[:, 9:18]  # the second nearly is the first
     alive = list(range(5))
+
+    def without(channel):
+        columns = rows.unflatten(1, (5, 9))[:, [c for c in alive if c != channel]].flatten(1)
+        return (columns @ torch.linalg.lstsq(columns, rows @ kernel).solution - rows @ kernel).square().sum()
+
     while len(alive) > 2:
-        def left(channel):
-            columns = rows.unflatten(1, (5, 9))[:, [c for c in alive if c != channel]].flatten(1)
-            return torch.linalg.lstsq(columns, rows @ kernel).solution, columns
-        errors = {c: (left(c)[1] @ left(c)[0] - rows @ kernel).square().sum().item() for c in alive}
-        alive.remove(min(errors, key=errors.get))
+        alive.remove(min(alive, key=without))
         assert keep_channels(normal_matrix(rows), kernel, len(alive)) == alive
 
 
@@ -100,9 +97,8 @@ def test_a_fit_minds_the_relu():
     rows, kernel = torch.randn(2000, 4), torch.tensor([[1.0], [-2.0], [0.5], [0.0]])
     target = rows @ kernel
     bent = torch.where(target < 0, 10 * target - 5, target)  # what lies below 0 does not count
-    found = fit(rows, bent, torch.zeros(4, 1), relu=True)
-    plain = fit(rows, bent, torch.zeros(4, 1))
-    missing = [((rows @ k).relu() - target.relu()).square().mean().item() for k in (found, plain)]
+    missing = [((rows @ fit(rows, bent, torch.zeros(4, 1), relu)).relu() - target.relu()).square().mean().item()
+               for relu in (True, False)]
     assert missing[0] < missing[1] / 10
     torch.testing.assert_close(fit(rows, target, torch.zeros(4, 1)), kernel, rtol=0, atol=1e-4)
 
