@@ -6,8 +6,7 @@ import torch
 from data.sources import start_images
 from models import EDSR, VDSR, build_model
 from models.from_teacher import Places, encoding, fit, keep_channels, normal_matrix, student_from_teacher
-from models.load import load_model
-from tests.helpers import ROOT
+from utils import fingerprint
 
 pytestmark = pytest.mark.usefixtures("few_places")
 TEACHERS = {"vdsr": lambda: VDSR(4, 8), **{f"edsr x{scale}": lambda scale=scale: EDSR(2, 8, scale, res_scale=0.5)
@@ -58,20 +57,11 @@ def test_dead_channels_are_no_harm(name, n_feats, least, most):
     assert least <= error(student, teacher, images) < most
 
 
-def test_a_trained_teachers_half_is_near_it():
-    """The demo's teacher, on images that the fit has not seen."""
-    teacher = load_model(ROOT / "models/demo_teacher.pth")
-    student = student_from_teacher(teacher, start_images((2, 3, 4), 48, 1, True, 1, count=64), 16)
-    x = start_images((2, 3, 4), 48, 1, True, 2, count=32)
-    assert error(student, teacher, x) < 0.6 and error(build_model(student.config), teacher, x) > 10
-
-
 def test_the_seed_makes_the_student():
     """Where there is one: not of other widths."""
     teacher, images = made("vdsr")
-    one, same, other = (student_from_teacher(teacher, images, 4, seed).state_dict() for seed in (1, 1, 2))
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not torch.equal(one["body.1.weight"], other["body.1.weight"])
+    one, same, other = (fingerprint(student_from_teacher(teacher, images, 4, seed)) for seed in (1, 1, 2))
+    assert one == same != other
     for n_feats in (0, 9):
         with pytest.raises(ValueError, match=f"no student of {n_feats} channels"):
             student_from_teacher(teacher, images, n_feats)
