@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-import torch.nn as nn
 
 import distillation
 from bicubic import imresize
@@ -35,29 +34,21 @@ def arguments(*flags):
     return args
 
 
-class Fixed(nn.Module):
-    """A network that multiplies by a constant; as a generator it repeats z's first entry."""
-
-    upscaled_input, channels = True, 1
-
-    def __init__(self, factor, size=None):
-        super().__init__()
-        self.factor, self.size = nn.Parameter(torch.tensor(float(factor))), size
-
-    def forward(self, x):
-        if self.size:
-            x = x[:, :1, None, None].expand(-1, 1, self.size, self.size)
-        return self.factor * x
+def times(factor):
+    """A network that multiplies by a constant."""
+    network = lambda x: factor * x
+    network.upscaled_input = True
+    return network
 
 
 def test_generator_losses_by_hand():
     """Constant images: x_lr = 0.5 on 2 images of 8x8, T(x) = 0.6, S(x) = 0.4."""
-    z = torch.full((2, 3), 0.5)
+    z, flat = torch.full((2, 3), 0.5), lambda z: z[:, :1, None, None].expand(-1, 1, 8, 8)
     for loss_type, power in (("MSE", 2), ("L1", 1)):
-        L_R, L_adv = generator_losses(Fixed(1, size=8), Fixed(0.8), Fixed(1.2), z, 2, distance(loss_type))
+        L_R, L_adv = generator_losses(flat, times(0.8), times(1.2), z, 2, distance(loss_type))
         assert L_R.item() == pytest.approx(2 * 64 * 0.1**power, rel=1e-4)
         assert L_adv.item() == pytest.approx(-math.log(1 + 2 * 256 * 0.2**power), rel=1e-4)
-    L_R, _ = generator_losses(Fixed(1, size=8), Fixed(1), Fixed(3), z, 2, distance("MSE"))
+    L_R, _ = generator_losses(flat, times(1), times(3), z, 2, distance("MSE"))
     assert L_R.item() == pytest.approx(2 * 64 * 0.5**2, rel=1e-4)  # down(1.5) counts as 1
 
 
