@@ -203,7 +203,7 @@ def _edsr(teacher, student, images, places, progress):
     *blocks, last = teacher.body
     *own_blocks, own_last = student.body
     up, tail = teacher.tail
-    progress.reset(2 * len(blocks) + len(up) // 2 + 3)
+    progress.reset(2 * len(blocks) + len(up) // 2 + 2)
     head = _through(teacher.head, 255 * images - teacher.mean)
 
     # What runs along the skips, and what the blocks hold between their convolutions.

@@ -5,7 +5,7 @@ import torch
 
 from data.sources import start_images
 from models import EDSR, VDSR, build_model
-from models.from_teacher import Places, encoding, fit, keep_channels, normal_matrix, student_from_teacher
+from models.from_teacher import encoding, fit, keep_channels, normal_matrix, student_from_teacher
 from utils import fingerprint
 
 pytestmark = pytest.mark.usefixtures("few_places")
@@ -103,11 +103,3 @@ def test_directions_are_the_best_of_their_number():
         missing = (given - features @ (reads @ decode @ encode).T).square().sum()
         assert missing.item() == pytest.approx(values[n_feats:].square().sum().item(), rel=0.01, abs=1e-6 * 400)
     torch.testing.assert_close(decode @ encode, torch.eye(6).double(), rtol=0, atol=1e-4)
-
-
-def test_places_are_patches():
-    """Columns in the order of a kernel, zeros outside: rows times a kernel are the convolution there."""
-    features, kernel = torch.randn(3, 2, 5, 7), torch.randn(4, 2, 3, 3)
-    places = Places(3, torch.Generator().manual_seed(0), "cpu")
-    found = places(features, 3) @ kernel.flatten(1).T
-    torch.testing.assert_close(found, places(torch.conv2d(features, kernel, padding=1)), rtol=1e-4, atol=1e-4)

@@ -6,7 +6,7 @@ import pickle
 import re
 import zipfile
 from argparse import Namespace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
