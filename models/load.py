@@ -184,22 +184,21 @@ def _infer(found, path, res_scale):
     guesses = [] if res_scale else [f"res_scale {config['res_scale']}, usual at this width (--res_scale sets another)"]
     if not basicsr:
         weights, mean, guess = _unshift(weights, channels, path)
-        config |= {"mean": mean} if mean else {}
-        guesses += guess
+        config, guesses = config | mean, guesses + guess
     if guesses:
         tqdm.write(f"{path}: does not say all; taken are {'; '.join(guesses)}")
     return weights, config
 
 
 def _unshift(weights, channels, path):
-    """EDSR-PyTorch's weights without its mean shift, for values in 0..255; the mean, or None for the usual; guesses.
+    """EDSR-PyTorch's weights without its mean shift, for values in 0..255; {"mean": its own, if any}; guesses.
 
     The network is convolutions and ReLU: one of values in 0..r is one of values in 0..255 once its biases are
     255 / r as large.
     """
     shift = {name: tensor.float() for name, tensor in weights.items() if re.match(r"(sub|add)_mean\.", name)}
     if not shift:  # as super-image stores, whose values are in 0..1, and single-channel EDSR-PyTorch
-        high, mean = (1, [0.0] * 3) if channels == 3 else (255, None)
+        high, mean = (1, {"mean": [0.0] * 3}) if channels == 3 else (255, {})
         guesses = [f"no mean shift and values in 0..{high}, as there is no sub_mean"]
     else:
         offset, one = shift.get("add_mean.bias", torch.zeros(0)), torch.eye(channels)[..., None, None]
@@ -207,10 +206,10 @@ def _unshift(weights, channels, path):
         if offset.shape != (channels,) or shift.keys() != usable.keys() or not all(
                 shift[name].shape == usable[name].shape and shift[name].allclose(usable[name]) for name in usable):
             raise InputError(f"{path}: sub_mean and add_mean do more than subtract one mean and add it again")
-        high, mean, guesses = offset[0].item() / DIV2K_MEAN[0], None, []
+        high, mean, guesses = offset[0].item() / DIV2K_MEAN[0], {}, []
         if channels != 3 or not offset.allclose(high * torch.tensor(DIV2K_MEAN), rtol=1e-3) or high <= 0:
             high = 1 if 0 < offset.abs().max() <= 1 else 255  # a mean is below 1: larger ones are of values in 0..255
-            mean, guesses = (offset / high).tolist(), [f"values in 0..{high}, of its own mean shift"]
+            mean, guesses = {"mean": (offset / high).tolist()}, [f"values in 0..{high}, of its own mean shift"]
     weights = {name: tensor.float() * (255 / high) if name.endswith(".bias") else tensor for name, tensor in weights.items()
                if name not in shift}
     return weights, mean, guesses

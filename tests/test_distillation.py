@@ -147,8 +147,6 @@ def test_rounds_alternate_student_and_generator_steps(logged, monkeypatch, tmp_p
     assert "".join(kind for kind, *_ in logged) == "SSSGSSSG" and run.steps == 6
     used = {scale for kind, _, scale, _ in logged if kind == "G"}
     assert used == {choose_scale(1, (2, 3), "generator", number) for number in range(2)}
-    drawn = [choose_scale(1, (2, 3, 4), "student", step) for step in range(3000)]
-    assert all(abs(drawn.count(s) - 1000) < 120 for s in (2, 3, 4))
     assert used == {s for s, G in generators.items() if fingerprint(G.network) != before[s]}
     means = [torch.stack([losses for which, *_, losses in logged if which == kind]).mean(0) for kind in "SG"]
     (found, epoch, training), = ends
@@ -175,8 +173,8 @@ def test_each_stage_grows_the_student_and_starts_afresh(logged):
         assert [*dict.fromkeys(stage(epoch, 18, settings) for epoch in range(settings.nEpochs + 1))] == stages
 
 
-def test_generated_images_depend_on_seed_and_step():
-    """With --source=dead_leaves+generator they and dead leaves take turns."""
+def test_generated_images_depend_on_the_step():
+    """And on the seed (test_scripts.py). With --source=dead_leaves+generator they and dead leaves take turns."""
     settings, teacher, draws = Settings(scales=(2, 4), batchSize=2, latent=5), networks()[0], []
     for name in ("generator", "generator", "dead_leaves+generator", "dead_leaves"):
         args, generators = arguments(f"--source={name}"), make_generators(settings, 32, teacher, CPU)
@@ -184,8 +182,6 @@ def test_generated_images_depend_on_seed_and_step():
     draw, same, both, leaves = draws
     assert torch.equal(draw(2, 3, 2), same(2, 3, 2)) and not torch.equal(draw(2, 3, 2), draw(2, 4, 2))
     assert draw(4, 0, 2).shape == (2, 1, 32, 32) and not draw(4, 0, 2).requires_grad
-    one, other = (make_generators(Settings(seed=seed, latent=5), 32, VDSR(1, 2), CPU)[2].network for seed in (1, 2))
-    assert not torch.equal(one.head.weight, other.head.weight)
     assert torch.equal(both(2, 4, 2), leaves(2, 4, 2)) and torch.equal(both(2, 5, 2), draw(2, 5, 2))
 
 

@@ -58,8 +58,6 @@ def test_growth_keeps_what_is_trained(arch, init):
         torch.testing.assert_close(model(x), old)
     else:
         assert (model(x) - old).abs().max() > 1e-3
-    model(x).sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_generator():
