@@ -40,12 +40,12 @@ def save_epoch_samples(path, batches):
     save_png(grid(images, len(images)).save, path)
 
 
-def stack(strips, margin):
-    """One PIL image of strips, [(label, file)], below one another and a line of room, the labels in the left margin."""
-    images = [Image.open(file) for _, file in strips]
+def stack(labels, files, margin):
+    """One PIL image of image files below one another and a line of room, the labels in the left margin."""
+    images = [Image.open(file) for file in files]
     width, height = max(image.width for image in images), sum(image.height for image in images)
     sheet, top = Image.new("RGB", (margin + width, TEXT + height), "#e6e8eb"), TEXT
-    for (label, _), image in zip(strips, images):
+    for label, image in zip(labels, images):
         sheet.paste(image, (margin, top))
         write(sheet, margin // 2, top + image.height // 2, label)
         top += image.height
@@ -61,7 +61,7 @@ def save_sample_sheet(folder, path, scales):
     if not files:  # a finished run was resumed
         return
     files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, 10).round().astype(int))]
-    sheet = stack([(f"epoch {int(file.stem.removeprefix('epoch_'))}", file) for file in files], 80)
+    sheet = stack([f"epoch {int(file.stem.removeprefix('epoch_'))}" for file in files], files, 80)
     for i, scale in enumerate(scales):
         write(sheet, 80 + (2 * i + 1) * (sheet.width - 80) // (2 * len(scales)), TEXT // 2, f"x{scale}")
     save_png(sheet.save, path)
@@ -105,13 +105,10 @@ def main(args):
         labels = args.labels or [Path(folder).name for folder in args.runs]
         if len(labels) != len(args.runs):
             raise InputError(f"--labels: {len(labels)} for {len(args.runs)} runs")
-        strips = []
-        for label, folder in zip(labels, args.runs):
-            files = sorted(Path(folder, "samples").glob("epoch_*.png"))
-            if not files:
-                raise InputError(f"{folder}: has no samples/epoch_*.png")
-            strips.append((label, files[-1]))
-        sheet = stack(strips, 200)
+        strips = [max(Path(folder, "samples").glob("epoch_*.png"), default=None) for folder in args.runs]
+        if None in strips:
+            raise InputError(f"{args.runs[strips.index(None)]}: has no samples/epoch_*.png")
+        sheet = stack(labels, strips, 200)
     else:  # four rows of luma and four of colour, 48x48 pixels each, enlarged twice
         grey, colour = (dead_leaves(48, 48, channels, random_stream(args.seed, "sheet", channels), "cpu")
                         for channels in (1, 3))

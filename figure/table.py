@@ -11,22 +11,24 @@ table2 has all rows of TABLE2, measured or not.
 
 import re
 import textwrap
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 
 from data.table import markdown_table, paper_table
 from engine.options import Parser
 from figure.plots import new_figure, open_json, save_png
-from utils import InputError, run_script, write_atomically
+from utils import run_script, write_atomically
 
-COLUMNS = {  # heading, what it means, its name in results.json, the paper's column beside it, colour
-    "bicubic": ("Bicubic", "", "bicubic", "bicubic", "C7"),
-    "teacher": ("Teacher", "with data", "teacher", "teacher", "C0"),
-    "student": ("Student", "with data", "student", "student", "C1"),
-    "student_from_teacher": ("Student", "with data, starts from the teacher", "student", "student", "C1"),
-    "noise": ("Noise", "no data", "student", "noise", "C4"),
-    "ours": ("Generator", "the paper's method", "student", "ours", "C3"),
-    "fast": ("Dead leaves", "no data, starts from the teacher", "student", "student", "C2"),
+COLUMNS = {  # heading, what it means, the paper's column beside it, colour
+    "bicubic": ("Bicubic", "", "bicubic", "C7"),
+    "teacher": ("Teacher", "with data", "teacher", "C0"),
+    "student": ("Student", "with data", "student", "C1"),
+    "student_from_teacher": ("Student", "with data, starts from the teacher", "student", "C1"),
+    "noise": ("Noise", "no data", "noise", "C4"),
+    "ours": ("Generator", "the paper's method", "ours", "C3"),
+    "fast": ("Dead leaves", "no data, starts from the teacher", "student", "C2"),
 }
 FACTS = ("device", "steps", "images", "time", "teacher")  # of a run, below its column's heading
 TABLE2 = {  # what the row has, the paper's PSNR on Set5 x2
@@ -41,26 +43,22 @@ BESIDE = "No student of the paper starts from its teacher; ours that do stand be
 FOLDERS = r" --(data_dir|tmp_data_dir|save_dir|tmp_save_dir|output|resume)[= ]\S+"  # in a command
 
 
-def read_results(path):
-    """({(set, scale): {name: (psnr, ssim)}}, all that it says of the run) of a results.json. Raises InputError."""
-    with open_json(path) as record:
-        scores = {(name, int(scale)): {which: (float(s["psnr"]), float(s["ssim"])) for which, s in row.items()}
-                  for name, by_scale in record["results"].items() for scale, row in by_scale.items()}
-        steps = int(record.get("student_steps", record.get("steps", 0)))
-        return scores, {"args": {}, "seconds": 0, "images": 0, "date": "undated", "git": "unknown", "device": "",
-                        "command": "", **record, "steps": steps, "path": path}
-
-
 def read_rows(folder, end, known=None):
-    """{row: [(scores, content) of each of its results]} of a folder, by name.
+    """{row: [the content of each of its results.json]} of a folder, by name. Raises InputError.
 
+    Each has "steps" and "scores" besides: {(set, scale): {"bicubic" and "trained", its student if any: (psnr, ssim)}}.
     end: pattern of what a file's name has after its row's. known: the only rows to read, where given.
     """
-    rows = {}
+    rows, pair = {}, itemgetter("psnr", "ssim")
     for path in sorted(Path(folder).iterdir(), key=lambda path: path.stem):
         row = re.sub(end, "", path.stem)
         if path.suffix == ".json" and row in (known or [row]):
-            rows.setdefault(row, []).append(read_results(path))
+            with open_json(path) as run:
+                steps = run.get("student_steps", run.get("steps", 0))
+                scores = {(on, int(scale)): {"bicubic": pair(found["bicubic"]),
+                                             "trained": pair(found.get("student") or found["teacher"])}
+                          for on, by_scale in run["results"].items() for scale, found in by_scale.items()}
+            rows.setdefault(row, []).append({"seconds": 0, "images": 0, **run, "steps": steps, "scores": scores})
     return rows
 
 
@@ -70,66 +68,50 @@ def duration(seconds):
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
-def command(record):
+def command(run):
     """The command of a results.json, as code, without its folders; of other paths the file's name."""
-    words = re.sub(r"[^\s=]*/", "", re.sub(FOLDERS, "", record["command"]))
-    return words and f"`{words}`"
+    return "`{}`".format(re.sub(r"[^\s=]*/", "", re.sub(FOLDERS, "", run["command"])))
 
 
 # ---- Table 1 ---------------------------------------------------------------------------------------
 
 
-def collect(folder):
-    """({(set, scale): {column: (psnr, ssim)}}, {column: [content of its files, the run's first]}) of a folder.
-
-    Where files score the same, the first counts. Raises InputError for a file without its column's scores.
-    """
-    rows, measured = read_rows(folder, r"\..*", COLUMNS), {}
-    for column, runs in rows.items():
-        for scores, record in runs:
-            for place, reached in scores.items():
-                for cell, name in ((column, COLUMNS[column][2]), ("bicubic", "bicubic")):
-                    if name not in reached:
-                        raise InputError(f"{record['path']}: has no scores of a {name}, but of {', '.join(reached)}")
-                    measured.setdefault(place, {}).setdefault(cell, reached[name])
-    return measured, {column: [record for _, record in runs] for column, runs in rows.items()}
+def facts(runs):
+    """The texts of FACTS, of a column's first run; those of training are empty where the network was only scored."""
+    if not runs:
+        return [""] * len(FACTS)
+    run = runs[0]
+    device = ", ".join(filter(None, (run["device"], run["args"].get("precision"))))
+    training = [device, f"{run['steps']:,}", f"{run['images']:,}", duration(run["seconds"])]
+    return (training if run["steps"] else [""] * 4) + [Path(run["args"].get("pretrained") or "").name]
 
 
-def facts(record):
-    """The texts of FACTS; those of training are empty where the network was only scored."""
-    teacher = Path(record["args"].get("pretrained") or "").name
-    if not record["steps"]:
-        return [""] * 4 + [teacher]
-    device = ", ".join(filter(None, (record["device"], record["args"].get("precision"))))
-    return [device, f"{record['steps']:,}", f"{record['images']:,}", duration(record["seconds"]), teacher]
-
-
-def cell(ours, paper):
-    """Ours, the paper's and the difference of what is shown, of (psnr, ssim) each; ours may be None."""
+def cell(runs, place, name, paper):
+    """The first run's (psnr, ssim) that scored the place (set, scale), the paper's, the difference of what is shown."""
     theirs = "{:.2f} / {:.4f}".format(*paper)
+    ours = next((run["scores"][place][name] for run in runs if place in run["scores"]), None)
     if ours is None:
         return f"{MISSING}<br>{theirs}"
     psnr, ssim = round(ours[0], 2), round(ours[1], 4)
     return f"**{psnr:.2f} / {ssim:.4f}**<br>{theirs}<br>{psnr - paper[0]:+.2f} / {ssim - paper[1]:+.4f}"
 
 
-def table_rows(measured, records):
-    """The whole table as rows of Markdown: headings, facts, the paper's twelve rows."""
-    about = [facts(records[column][0]) if column in records else [""] * len(FACTS) for column in COLUMNS]
+def table_rows(columns):
+    """The whole table as rows of Markdown, of {column: its runs}: headings, facts, the paper's twelve rows."""
     rows = [["", ""] + [f"**{heading}**<br>{meaning}" for heading, meaning, *_ in COLUMNS.values()],
-            *([name, "", *texts] for name, texts in zip(FACTS, zip(*about)))]
-    for (name, scale), paper in paper_table().items():
-        ours = measured.get((name, scale), {})
-        rows.append([name, f"x{scale}"] + [cell(ours.get(column), paper[theirs])
-                                           for column, (_, _, _, theirs, _) in COLUMNS.items()])
+            *([name, "", *texts] for name, texts in zip(FACTS, zip(*map(facts, columns.values()))))]
+    for place, paper in paper_table().items():
+        bicubic = cell(chain(*columns.values()), place, "bicubic", paper["bicubic"])  # every run scores it
+        others = [cell(columns[column], place, "trained", paper[COLUMNS[column][2]]) for column in list(COLUMNS)[1:]]
+        rows.append([place[0], f"x{place[1]}", bicubic, *others])
     return rows
 
 
-def markdown(rows, records):
+def markdown(rows, columns):
     """The table of table_rows's rows, and below it the commands."""
     text = f"{CELLS} {BESIDE}\n\n{markdown_table(rows[0], rows[1:])}\nWhere each column comes from:\n\n"
     for column, (heading, meaning, *_) in list(COLUMNS.items())[1:]:
-        sources = [f"{record['date']}, commit {record['git']}, {command(record)}" for record in records.get(column, ())]
+        sources = [f"{run['date']}, commit {run['git']}, {command(run)}" for run in columns[column]]
         text += f"- {heading}, {meaning}: {'; '.join(sources) or MISSING}\n"
     return text
 
@@ -173,11 +155,11 @@ def mean(psnr):
 
 def group_markdown(rows):
     """A group's table: of every row and set the trained network's PSNR at every scale, over the row's seeds."""
-    everything = [run for runs in rows.values() for run in runs]
+    everything = [*chain(*rows.values())]
     if not everything:
         return "Not measured yet: `figure/reproduce.sh` runs these experiments.\n"
-    sets, scales = map(dict.fromkeys, zip(*(place for scores, _ in everything for place in scores)))
-    devices = ", ".join(sorted({record["device"] for _, record in everything}))
+    sets, scales = map(dict.fromkeys, zip(*(place for run in everything for place in run["scores"])))
+    devices = ", ".join(sorted({run["device"] for run in everything}))
     paper = ["the paper's"] if "m1" in rows else []
     heads = ["run", "set", *(f"x{scale}" for scale in sorted(scales)), *paper, "runs", "steps", "time", "command"]
     lines = []
@@ -185,11 +167,11 @@ def group_markdown(rows):
         label, theirs = TABLE2.get(name, (name, ""))
         about = [""] * 4
         if runs:
-            time = duration(fmean(record["seconds"] for _, record in runs))
-            about = [str(len(runs)), f"{runs[0][1]['steps']:,}", time, command(runs[0][1])]
+            time = duration(fmean(run["seconds"] for run in runs))
+            about = [str(len(runs)), f"{runs[0]['steps']:,}", time, command(runs[0])]
         for on in sets:
-            psnr = [mean([(scores[on, scale].get("student") or scores[on, scale]["teacher"])[0]
-                          for scores, _ in runs if (on, scale) in scores]) for scale in sorted(scales)]
+            psnr = [mean([run["scores"][on, scale]["trained"][0] for run in runs if (on, scale) in run["scores"]])
+                    for scale in sorted(scales)]
             shown = [theirs if on == "Set5" else ""] * len(paper)
             lines.append([label, on, *psnr, *shown, *about])
     return ("PSNR in dB, mean over the runs ± half of how far they are apart; their mean time; steps and command of "
@@ -212,11 +194,11 @@ def main(args):
         write_atomically(output / f"{group.name}.md", group_markdown(rows).encode())
         print(f"{output / group.name}.md: {len(rows)} rows")
     if not args.groups:
-        measured, records = collect(args.results)
-        rows = table_rows(measured, records)
-        write_atomically(output / "table1.md", markdown(rows, records).encode())
+        columns = dict.fromkeys(COLUMNS, ()) | read_rows(args.results, r"\..*", COLUMNS)
+        rows = table_rows(columns)
+        write_atomically(output / "table1.md", markdown(rows, columns).encode())
         save_png(picture(rows).savefig, output / "Table1.png")  # last: it needs matplotlib
-        missing = ", ".join(column for column in list(COLUMNS)[1:] if column not in records)
+        missing = ", ".join(column for column in list(COLUMNS)[1:] if not columns[column])
         print(f"{args.output}/table1.md and Table1.png; not measured: {missing or 'nothing'}")
 
 

@@ -35,17 +35,21 @@ def custom_network(path, role, weights=None):
     with _located(path, f"{role}()"):
         network = getattr(_run(path.resolve()), role)()
     scale, channels = (getattr(network, name, None) for name in ("scale", "channels"))
-    if not isinstance(network, nn.Module) or scale not in (2, 3, 4) or channels not in (1, 3):
+    if not (isinstance(network, nn.Module) and scale in (2, 3, 4) and channels in (1, 3)
+            and isinstance(getattr(network, "reach", 0), int)):
         raise InputError(f"--model {path}: {role}() must return a module with `scale` (2, 3 or 4) and `channels` "
-                         "(3: RGB, 1: luma)")
-    if not isinstance(getattr(network, "reach", 0), int):
-        raise InputError(f"--model {path}: `reach` of the {role} must be a number of pixels; rename it if it is something else")
+                         "(3: RGB, 1: luma); its `reach`, if any, must be a number of pixels")
     config = {"arch": "own", "file": path.name, "role": role}
     for name, value in (("scales", (scale,)), ("upscaled_input", False), ("config", config)):
         if getattr(network, name, value) != value:
             raise InputError(f"--model {path}: the {role} has a `{name}` of its own, a name that is taken; rename it")
         setattr(network, name, value)
-    _try_out(network.eval(), path, role)
+    x, expected = torch.zeros(1, channels, 12, 16), (1, channels, 12 * scale, 16 * scale)
+    with torch.no_grad(), _located(path, f"the {role}, given {tuple(x.shape)},"):
+        output = network.eval()(x)
+    made = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if made != expected:
+        raise InputError(f"--model {path}: the {role} makes {made} of {tuple(x.shape)}, expected {expected}")
     if weights:
         names = network.state_dict().keys()
         load_weights(network, find_weights(read_checkpoint(weights), weights, lambda found: found == names), weights)
@@ -87,14 +91,3 @@ def _located(path, what):
                and path.resolve().parent in Path(file).parents and "site-packages" not in file]
         reason = " ".join(str(getattr(error, "msg", error)).split()) + (own[-1] if own else "")
         raise InputError(f"--model {path}: {what} ended with {type(error).__name__}: {reason}") from None
-
-
-@torch.no_grad()
-def _try_out(network, path, role):
-    x = torch.rand(1, network.channels, 12, 16, generator=torch.Generator().manual_seed(0))
-    expected = (1, network.channels, 12 * network.scale, 16 * network.scale)
-    with _located(path, f"the {role}, given {tuple(x.shape)},"):
-        output = network(x)
-    made = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-    if made != expected:
-        raise InputError(f"--model {path}: the {role} makes {made} of {tuple(x.shape)}, expected {expected}")

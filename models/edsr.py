@@ -1,13 +1,12 @@
 """EDSR (Lim et al., CVPRW 2017), full and half width: RGB in, RGB out, upscaling inside."""
 
+from functools import partial
+
 import torch
 import torch.nn as nn
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
-
-
-def _conv(in_channels, out_channels):
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+_conv = partial(nn.Conv2d, kernel_size=3, padding=1)
 
 
 class ResBlock(nn.Module):
@@ -20,15 +19,6 @@ class ResBlock(nn.Module):
 
     def forward(self, x):
         return x + self.res_scale * self.body(x)
-
-
-def _upsampler(scale, n_feats):
-    """Pixel shuffle: twice by 2 for x4, once otherwise."""
-    factors = {2: (2,), 3: (3,), 4: (2, 2)}[scale]
-    layers = []
-    for factor in factors:
-        layers += [_conv(n_feats, factor**2 * n_feats), nn.PixelShuffle(factor)]
-    return nn.Sequential(*layers)
 
 
 class EDSR(nn.Module):
@@ -48,10 +38,11 @@ class EDSR(nn.Module):
         self.head = nn.Sequential(_conv(channels, n_feats))
         blocks = (ResBlock(n_feats, res_scale) for _ in range(n_resblocks))
         self.body = nn.Sequential(*blocks, _conv(n_feats, n_feats))
-        self.tail = nn.Sequential(_upsampler(scale, n_feats), _conv(n_feats, channels))
-        self.unusual = {} if channels == 3 else {"channels": channels}
-        if mean is not None:
-            self.unusual["mean"] = list(mean)
+        up = []  # by pixel shuffle
+        for factor in {2: (2,), 3: (3,), 4: (2, 2)}[scale]:
+            up += [_conv(n_feats, factor**2 * n_feats), nn.PixelShuffle(factor)]
+        self.tail = nn.Sequential(nn.Sequential(*up), _conv(n_feats, channels))
+        self.unusual = ({"channels": channels} if channels != 3 else {}) | ({"mean": list(mean)} if mean else {})
         mean = mean or (DIV2K_MEAN if channels == 3 else (0.0,) * channels)
         self.register_buffer("mean", 255 * torch.tensor(mean).reshape(1, channels, 1, 1), persistent=False)
 

@@ -75,13 +75,9 @@ class Places:
 
     def __call__(self, features, size=1):
         """Rows of what lies there in features (N, C, H, W): patches (ROWS, C * size * size), columns as in a kernel."""
-        height, width = features.shape[-2:]
-        row, column = ((f * n).long().clamp(max=n - 1) for f, n in zip(self.fraction, (height, width)))
-        columns, around = [], range(-(size // 2), size // 2 + 1)
-        for y, x in ((row + dy, column + dx) for dy in around for dx in around):
-            inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-            columns.append(features[self.image, :, y.clamp(0, height - 1), x.clamp(0, width - 1)] * inside[:, None])
-        return torch.stack(columns, 2).flatten(1)
+        row, column = ((f * n).long().clamp(max=n - 1) for f, n in zip(self.fraction, features.shape[-2:]))
+        padded, around = F.pad(features, [size // 2] * 4), range(size)
+        return torch.stack([padded[self.image, :, row + y, column + x] for y in around for x in around], 2).flatten(1)
 
 
 def normal_matrix(rows):
@@ -100,16 +96,13 @@ def keep_channels(gram, kernel, n_feats):
     """
     inverse = torch.linalg.inv(gram + _ridge(gram))
     best = inverse @ (gram @ kernel.double())
-    taps = 9
-    alive = list(range(len(gram) // taps))
+    alive = list(range(len(gram) // 9))
     while len(alive) > n_feats:
-        n = len(alive)
-        diagonal = inverse.reshape(n, taps, n, taps).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        parts = best.reshape(n, taps, -1)
-        cost = (parts * torch.linalg.solve(diagonal, parts)).sum((1, 2))
-        gone = int(cost.argmin())
-        out = torch.arange(gone * taps, (gone + 1) * taps, device=gram.device)
-        kept = torch.tensor([i for i in range(n * taps) if i // taps != gone], device=gram.device)
+        diagonal = inverse.unflatten(1, (-1, 9)).unflatten(0, (-1, 9)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        parts = best.unflatten(0, (-1, 9))
+        gone = int((parts * torch.linalg.solve(diagonal, parts)).sum((1, 2)).argmin())
+        places = torch.arange(len(best), device=gram.device)
+        out, kept = places[places // 9 == gone], places[places // 9 != gone]
         share = inverse[kept][:, out] @ torch.linalg.inv(diagonal[gone])
         best = best[kept] - share @ best[out]
         inverse = inverse[kept][:, kept] - share @ inverse[out][:, kept]
@@ -122,16 +115,12 @@ def fit(rows, target, prior, relu=False):
 
     rows: (places, columns), target: (places, outputs). relu: only max(target, 0) counts.
     """
-    gram = normal_matrix(rows)
+    gram, kernel = normal_matrix(rows), prior
     factor = torch.linalg.cholesky(gram + _ridge(gram))
-    kernel = prior
     for i in range(1 + ROUNDS * relu):
         given = rows @ kernel
-        missing = target - given
-        if i:
-            missing = torch.where(target < 0, -given.clamp(min=0), missing)
-        step = torch.cholesky_solve((rows.T @ missing).double(), factor)
-        kernel = kernel + step.to(kernel)
+        missing = torch.where(target < 0, -given.clamp(min=0), target - given) if i else target - given
+        kernel = kernel + torch.cholesky_solve((rows.T @ missing).double(), factor).to(kernel)
     return kernel
 
 
@@ -158,11 +147,6 @@ def _through(layer, features):
     return torch.cat([layer(chunk) for chunk in features.split(CHUNK)])
 
 
-def _mix(matrix, features):
-    """Every pixel's channels times the matrix (outputs, channels)."""
-    return _through(lambda chunk: F.conv2d(chunk, matrix[..., None, None]), features)
-
-
 def _prior(conv, outputs=None, inputs=None):
     """The teacher's kernel as of fit, (columns, outputs), the bias in its last row.
 
@@ -173,8 +157,7 @@ def _prior(conv, outputs=None, inputs=None):
     if inputs is not None:
         weight = torch.einsum("oiyx,ij->ojyx", weight, inputs)
     if outputs is not None:
-        weight = torch.einsum("po,oiyx->piyx", outputs, weight)
-        bias = None if bias is None else outputs @ bias
+        weight, bias = torch.einsum("po,oiyx->piyx", outputs, weight), None if bias is None else outputs @ bias
     kernel = weight.flatten(1).T
     return kernel if bias is None else torch.cat((kernel, bias[None]))
 
@@ -220,7 +203,7 @@ def _edsr(teacher, student, images, places, progress):
     *blocks, last = teacher.body
     *own_blocks, own_last = student.body
     up, tail = teacher.tail
-    progress.reset(2 * len(blocks) + len(up) // 2 + 3)
+    progress.reset(2 * len(blocks) + len(up) // 2 + 2)
     head = _through(teacher.head, 255 * images - teacher.mean)
 
     # What runs along the skips, and what the blocks hold between their convolutions.
@@ -266,8 +249,8 @@ def _edsr_tail(teacher, student, features, own, decode, places, progress):
                                        convs[i + 1].weight.movedim(1, -1).flatten(0, -2), student.n_feats)
         # Channels and, within each, the factor**2 places that the shuffle gives it.
         outputs = torch.kron(encode, torch.eye(factor**2, device=encode.device))
-        _refit(student.tail[0][2 * i], places(own, 3), places(F.pixel_unshuffle(_mix(encode, features), factor)),
-               _prior(conv, outputs, decode))
+        encoded = _through(lambda x: F.pixel_unshuffle(F.conv2d(x, encode[..., None, None]), factor), features)
+        _refit(student.tail[0][2 * i], places(own, 3), places(encoded), _prior(conv, outputs, decode))
         own, decode = _through(student.tail[0][2 * i:2 * i + 2], own), next_decode
         progress.update()
     _refit(student.tail[1], places(own, 3), places(_through(tail, features)), _prior(tail, None, decode))

