@@ -43,12 +43,11 @@ def test_what_kinds_of_arguments_do():
     """Tensors, floats and generators are inputs of one graph; another shape, number or name is another graph."""
 
     def function(x, factor, power, stream, sign):
-        return factor * x**power, torch.rand(3, generator=stream) if sign == "+" else -x
+        return factor * x**power + (torch.rand(1, generator=stream) if sign == "+" else -x)
 
     stream, expected = torch.Generator(), torch.Generator()
     with tapes_for_graphs() as tapes:
-        record = Recorder(CPU)
-        kept = []
+        record, kept = Recorder(CPU), []
         for i in range(8):
             for size, power, sign in ((3, 2, "+"), (4, 2, "+"), (3, 3, "+"), (3, 2, "-")):
                 x = torch.rand(size)
@@ -56,8 +55,7 @@ def test_what_kinds_of_arguments_do():
                 output = record(function, x, i / 2, power, stream, sign)
                 kept.append((output, function(x, i / 2, power, expected, sign)))
     assert len(tapes) == 4
-    for outputs, wanted in kept:  # the first results, too: a replay does not overwrite what it gave before
-        assert all(map(torch.equal, outputs, wanted))
+    assert all(torch.equal(*pair) for pair in kept)  # the first, too: a replay does not overwrite what it gave before
 
 
 def test_what_a_graph_cannot_hold_shows():
