@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm, trange
+from tqdm import tqdm
 
 from bicubic import imresize
 from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_validation
@@ -185,9 +185,7 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
             S = learner()
             run.begin(student=S, **keep)
 
-        progress = trange(run.round, s.iter, desc=f"epoch {epoch}/{s.nEpochs}", unit="round", leave=False,
-                          disable=parallel.quiet())
-        for i in progress:
+        for i in run.rounds(s.iter, "round"):
             number, done = (epoch - 1) * s.iter + i, epoch - 1 + i / s.iter
 
             # Student phase: lower D(S(x), T(x)).
@@ -207,8 +205,6 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
                 run.sums[1:] += call(generator_step, G, S, teacher, z, scale, D, s.reconw, s.gw, s.rounded)
                 G.check()
             run.advance(i + 1)
-            if i % 10 == 0:
-                progress.set_postfix(run.postfix())
         run.end_epoch(S)
     return student.eval()
 

@@ -11,8 +11,6 @@ Images are expected in datasets/train291 and datasets/benchmark (see the README)
 and scores on the pictures that scikit-image ships.
 """
 
-from tqdm import trange
-
 from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_validation
 from data.images import HELD_OUT, find_training_images
 from data.patches import TrainingPatches
@@ -47,23 +45,20 @@ def parse_arguments(argv=None):
 
 
 def train(model, patches, settings, run, call):
-    """Train the network `model` to lower D(model(input), HR). settings: the flags, as of main; run, call: as in distil."""
+    """Train the network `model` to lower D(model(input), HR). settings: the flags; run, call: as in distil."""
     s, D = settings, distance(settings.loss_type)
     optimizer = make_optimizer(model, s.optimizer, s.lr, s.momentum, s.weight_decay)
     learner = Learner(model, optimizer, s.precision, s.clip)
     run.begin(model=learner)
     for epoch in range(run.epoch, s.nEpochs + 1):
-        progress = trange(run.round, s.iter, desc=f"epoch {epoch}/{s.nEpochs}", unit="step", leave=False,
-                          disable=parallel.quiet())
-        for i in progress:
+        for i in run.rounds(s.iter, "step"):
             learner.set_rate(decay(s.schedule, epoch - 1 + i / s.iter, s.nEpochs, s.step))
             inputs, hr = patches.batch((epoch - 1) * s.iter + i, s.batchSize, parallel.share(s.batchSize))
             run.sums += call(train_step, learner, inputs, hr, D)
             run.steps += 1
             run.advance(i + 1)
-            if i % 50 == 0 or i + 1 == s.iter:  # these wait for the GPU
+            if i % 50 == 0:  # this waits for the GPU
                 learner.check()
-                progress.set_postfix(run.postfix())
         run.end_epoch(learner)
     return model.eval()
 

@@ -13,9 +13,7 @@ import torch.distributed as dist
 
 from utils import InputError
 
-PATIENCE = timedelta(hours=24)  # of those that wait while the leader scores; one that has died is noticed at once
-STEP = timedelta(minutes=10)  # of a step on GPUs, where another process that is gone is noticed only so
-_waiting = None  # the process group, of gloo, in which processes wait for one another
+PATIENCE = timedelta(hours=24)  # of those that wait while the leader scores; torchrun ends all where one has died
 
 
 def join(device):
@@ -28,10 +26,7 @@ def join(device):
             raise InputError(f"--nproc_per_node: more processes than the {torch.cuda.device_count()} GPUs here")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    global _waiting
-    on_gpu = device.type == "cuda"
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=STEP if on_gpu else PATIENCE)
-    _waiting = dist.new_group(backend="gloo", timeout=PATIENCE) if on_gpu else None
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     return device
 
 
@@ -93,7 +88,7 @@ def largest(number):
     if world() == 1:
         return number
     maximum = torch.tensor(number)
-    dist.all_reduce(maximum, dist.ReduceOp.MAX, group=_waiting)
+    dist.all_reduce(maximum, dist.ReduceOp.MAX)
     return maximum.item()
 
 

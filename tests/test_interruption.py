@@ -107,7 +107,7 @@ def test_auto_falls_back_to_the_checkpoint_before(run, done, images, tiny_teache
     assert before.read_bytes() == kept  # what was damaged did not take its place
     for path in (newest, before):
         path.write_bytes(b"rubbish")
-    assert_refused(run(distillation, *flags, "--save_dir=part", "--resume=auto"), "no checkpoint in part can be used")
+    assert_refused(run(distillation, *flags, "--save_dir=part", "--resume=auto"), "checkpoint_previous.pth: cannot be read")
 
 
 def test_a_checkpoint_with_other_content_is_refused(run, done, images, tiny_teacher, tmp_path):
@@ -116,13 +116,10 @@ def test_a_checkpoint_with_other_content_is_refused(run, done, images, tiny_teac
     path = tmp_path / "runs/distillation/checkpoint.pth"
     good = torch.load(path, weights_only=True)
     parts = good["parts"]
-    for content in ({"settings": 3}, {"epoch": "one"}, {"sums": [0.0]}, {"parts": {}}, {"parts": 1},
-                    *({"parts": parts | {"student": parts["student"] | other}} for other in (
-                        {"network": {}}, {"optimizer": 1}, {"lr": None})),
-                    *({"parts": parts | other} for other in ({"student": {}}, {"student": 1}, {"generator_2": None}))):
-        torch.save(good | content, path)
+    for student in ({}, {**parts["student"], "network": {}}):
+        torch.save(good | {"parts": parts | {"student": student}}, path)
         before = contents(tmp_path, "*.pth")
-        assert_refused(run(distillation, *flags, f"--resume={path}"), "runs/distillation")
+        assert_refused(run(distillation, *flags, f"--resume={path}"), "runs/distillation: the checkpoint's content")
         assert contents(tmp_path, "*.pth") == before
 
 
@@ -140,7 +137,7 @@ def test_a_run_goes_on_in_its_own_folder_with_its_own_settings(run, done, monkey
         assert_refused(run(distillation, *flags, *changed, *more), "runs/distillation", "lr was 0.1, is 0.5",
                        "latent was 4, is 5", "momentum was 0.9, is 0.5")
     for words, script, *more in (
-            ("was left by distillation.py, not by train_teacher.py", train_teacher, *teacher_flags(images),
+            ("script was distillation, is train_teacher", train_teacher, *teacher_flags(images),
              "--save_dir=runs/distillation", "--resume=auto"),
             ("teacher was", distillation, *flags, "--pretrained=other.pth", "--resume=auto"),
             ("nEpochs was 1, is 2", distillation, *flags, "--nEpochs=2"),
@@ -164,7 +161,7 @@ def test_a_run_goes_on_in_its_own_folder_with_its_own_settings(run, done, monkey
     assert [m["epoch"] for m in read(folder)[1]] == [1, 2]
     assert_refused(run(distillation, *flags, checkpoint), "--nEpochs 1", "has made 2 already")
     (folder / "checkpoint.pth").unlink()
-    assert_refused(run(distillation, *flags, "--lr=0.5"), "holds another run", "lr was 0.1")
+    assert_refused(run(distillation, *flags, "--lr=0.5"), "was left by other settings; give another --save_dir", "lr was 0.1")
 
 
 @pytest.mark.parametrize("script, call", [(train_teacher, 4), (distillation, 14)])
