@@ -27,8 +27,8 @@ from data.sources import Bank, dead_leaves_source, folder_source, lr_size, netwo
 from engine import parallel
 from engine.graphs import eager, recorder
 from engine.learner import Learner, autocast, decay, distance, make_optimizer, train_step
-from engine.options import (Parser, add_shared_flags, check_places, count, open_run, positive, set_up_device,
-                            settle_shared_flags, weight, whole)
+from engine.options import (Parser, add_shared_flags, count, open_run, positive, set_up_device, settle_shared_flags,
+                            weight, whole)
 from engine.run import Run
 from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
 from figure.plots import save_curves
@@ -354,7 +354,6 @@ def networks_to_score(args):
 
 def main(args):
     settle(args)
-    check_places(args)
     set_up_device(args)
     networks = networks_to_score(args) if args.test_only else {
         "teacher": load_network(args.pretrained, "teacher", args.device, args.model, args.res_scale)}

@@ -18,7 +18,7 @@ from data.sources import start_images
 from engine import parallel
 from engine.graphs import recorder
 from engine.learner import Learner, decay, distance, make_optimizer, train_step
-from engine.options import (Parser, add_shared_flags, check_places, count, number, open_run, positive, set_up_device,
+from engine.options import (Parser, add_shared_flags, count, number, open_run, positive, set_up_device,
                             settle_shared_flags)
 from figure.plots import save_curves
 from models import PRESETS, build_model, half_width
@@ -76,7 +76,11 @@ def make_model(args, pretrained):
         if pretrained.upscaled_input or args.test_only or args.scale in (0, *pretrained.scales):
             return pretrained
         seed_everything(args.seed, "model")
-        return copy_what_fits(pretrained, build_model({**pretrained.config, "scale": args.scale}).to(args.device))
+        model = build_model({**pretrained.config, "scale": args.scale}).to(args.device)
+        own, lent = model.state_dict(), pretrained.state_dict()  # of whose upsampler not all fits
+        fitting = {name: lent[name] for name in own if name in lent and lent[name].shape == own[name].shape}
+        model.load_state_dict(fitting, strict=False)
+        return model
     if args.student_init == "teacher":
         if not pretrained or args.model_type != "half":
             raise InputError("--student_init teacher: needs --model_type=half and the teacher as --pretrained")
@@ -93,18 +97,8 @@ def make_model(args, pretrained):
     return build_model(half_width(asked) if args.model_type == "half" else asked).to(args.device)
 
 
-def copy_what_fits(model, other):
-    """`other` with the weights of `model` that fit: an EDSR of another scale starts with all but its upsampler."""
-    weights = model.state_dict()
-    for name, tensor in other.state_dict().items():
-        if name in weights and weights[name].shape == tensor.shape:
-            tensor.copy_(weights[name])
-    return other
-
-
 def main(args):
     settle_shared_flags(args, "train_teacher", "teacher.pth" if args.model_type == "origin" else "half.pth")
-    check_places(args)
     if args.test_only and not args.pretrained:
         raise InputError("--test_only: say what to score with --pretrained")
     set_up_device(args)
