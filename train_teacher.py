@@ -102,7 +102,7 @@ def main(args):
     if args.test_only and not args.pretrained:
         raise InputError("--test_only: say what to score with --pretrained")
     set_up_device(args)
-    pretrained = load_model(args.pretrained, args.device, args.res_scale) if args.pretrained else None
+    pretrained = args.pretrained and load_model(args.pretrained, args.device, args.res_scale)
     model = make_model(args, pretrained)
     scales = choose_scales(args.scale, model, args.pretrained)
     if not model.upscaled_input and args.patch_size % scales[0]:

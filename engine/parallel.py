@@ -21,7 +21,7 @@ def join(device):
     if world() == 1:
         return device
     if device.type == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", 0))
+        local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
             raise InputError(f"--nproc_per_node: more processes than the {torch.cuda.device_count()} GPUs here")
         device = torch.device("cuda", local)
@@ -68,13 +68,13 @@ def sum_gradients(weights, loss):
     """Sum the weights' gradients, in place, and `loss` over the processes, in one message. Returns the sum of losses."""
     if world() == 1:
         return loss
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    message = torch.cat([loss.reshape(1), *(gradient.flatten() for gradient in gradients)])
+    loss = loss.clone()
+    parts = [loss, *(weight.grad for weight in weights if weight.grad is not None)]
+    message = torch.cat([part.flatten() for part in parts])
     dist.all_reduce(message)
-    loss, *sums = message.split([1, *(gradient.numel() for gradient in gradients)])
-    for gradient, part in zip(gradients, sums):
-        gradient.copy_(part.reshape(gradient.shape))
-    return loss[0]
+    for part, summed in zip(parts, message.split([part.numel() for part in parts])):
+        part.copy_(summed.reshape(part.shape))
+    return loss
 
 
 def make_equal(network):

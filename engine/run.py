@@ -1,9 +1,8 @@
 """A training run's place, its checkpoints, and being interrupted and going on.
 
-Everything random in a step depends on the seed and the step's number alone, so the networks, their
-optimizers and the place in the run are all that a resumed run needs to end bit for bit as if it had never
-stopped. checkpoint.pth is replaced only by a complete one; the one before it stays as
-checkpoint_previous.pth.
+Everything random in a step depends on the seed and the step's number alone, so the networks, their optimizers and the
+place in the run are all that a resumed run needs to end bit for bit as if it had never stopped. checkpoint.pth is
+replaced only by a complete one; the one before it stays as checkpoint_previous.pth.
 """
 
 import os
@@ -192,7 +191,6 @@ class Run:
             os._exit(128 + number)  # asked twice: at once
         self.signal = number
         if self.stop_at_once:
-            self.stop_at_once = False
             raise Stopped(number, bool(self.parts))
 
     @contextmanager
