@@ -14,7 +14,7 @@ import utils
 from engine.run import Run
 from models import EDSR
 from models.load import load_model
-from tests.helpers import (SCRIPTS, assert_refused, assert_same_run, but_times, contents, die_at, finish, read, start,
+from tests.helpers import (SCRIPTS, assert_refused, assert_same_run, contents, die_at, finish, outcome, read, start,
                            teacher_flags, tiny_flags)
 
 MUON = "--source=dead_leaves --student_init=teacher --optimizer=muon --schedule=trapezoid --loss_type=L1 --bank=40"\
@@ -146,13 +146,13 @@ def test_a_run_goes_on_in_its_own_folder_with_its_own_settings(run, done, monkey
              "--save_dir=runs/distillation")):
         assert_refused(run(script, *more), words)
     assert contents(tmp_path) == before
-    whole = read(folder)[1]
+    whole = outcome(folder)
     with monkeypatch.context() as patch:  # the same once more begins anew, and resumes as itself
         patch.setattr(Run, "advance", lambda self, *place: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(distillation, *flags).returncode == 130
     assert [*folder.glob("*.pth")] == []
     done(distillation, *flags, "--resume=auto")
-    assert but_times(read(folder)[1]) == but_times(whole)
+    assert outcome(folder) == whole
     (folder / "results.json").rename(tmp_path / "results.json")
     assert_refused(run(distillation, *flags), "holds this run, unfinished; add --resume=auto")
     (tmp_path / "results.json").rename(folder / "results.json")

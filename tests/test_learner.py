@@ -9,9 +9,9 @@ import torch
 import torch.nn as nn
 
 from distillation import generator_step
-from engine.learner import (Learner, Muon, autocast, decay, distance, make_optimizer, orthogonalize, train_step)
+from engine.learner import Learner, Muon, autocast, decay, distance, make_optimizer, orthogonalize, train_step
 from engine.options import best_precision
-from models import EDSR, VDSR, Generator, build_model
+from models import EDSR, VDSR, Generator
 from utils import NotFinite
 
 NAMES = ["sgd", "adam", "muon"]
@@ -230,28 +230,10 @@ def test_steps_in_half_precision_follow_those_in_single(name, precision):
 
 
 @pytest.mark.parametrize("device, has_bf16, best", [
-    ("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cpu", None, "fp32"), ("cuda", False, "fp16"),
-    ("mps", True, "fp32")])
+    ("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cuda", False, "fp16"), ("mps", True, "fp32")])
 def test_best_precision(device, has_bf16, best, monkeypatch):
-    if has_bf16 is None:  # a PyTorch that cannot be asked
-        monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
-    else:
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16, raising=False)
     assert best_precision(torch.device(device)) == best
-
-
-@pytest.mark.parametrize("precision, error", [("fp32", 0), ("bf16", 2e-2), ("fp16", 3e-3)])
-@pytest.mark.parametrize("config", [
-    {"arch": "vdsr", "n_resblocks": 4, "n_feats": 8}, {"arch": "edsr", "n_resblocks": 2, "n_feats": 8, "scale": 2}])
-def test_networks_compute_nearly_the_same_in_half_precision(config, precision, error):
-    torch.manual_seed(0)
-    network = build_model(config)
-    x = torch.rand(2, network.channels, 12, 12)
-    with autocast(x.device, precision):
-        output = network(x)
-    expected = network(x)
-    difference = (output - expected).norm() / (expected - expected.mean()).norm()
-    assert error / 1000 <= difference <= error and output.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", NAMES)

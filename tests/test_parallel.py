@@ -86,15 +86,6 @@ def test_torchrun(images, tmp_path):
     assert read(tmp_path / "runs/train_teacher")[0]["steps"] == 2
 
 
-def test_shares_make_the_whole(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    parts = []
-    for rank in range(3):
-        monkeypatch.setenv("RANK", str(rank))
-        parts.append([*range(9)[parallel.share(9)]])
-    assert parts == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
-
-
 def test_processes_start_with_the_leaders_weights(monkeypatch):
     """A network of one's own may have drawn others; buffers go with them."""
     sent = []
