@@ -24,7 +24,6 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 PAPERS = ("--stu_step=50 --reconw=1.0 --inc_num=1 --inc_step=0 --input_size=48 --iter=120 --latent=256 --lr_G=1e-5 "
           "--model_type=half --nEpochs=80 --pretrained=teacher.pth").split()
 TINY = ("--batchSize=2", "--iter=2", "--device=cpu", "--threads=1")
-SCRIPTS = {"train_teacher": train_teacher, "distillation": distillation}
 
 
 def teacher_flags(images):
@@ -93,13 +92,14 @@ def _script(script, flags, folder, output, prepare, environment):
     for number, name in ((1, "stdout"), (2, "stderr")):  # what C code prints, too
         os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     prepare()
-    utils.run_script(SCRIPTS[script].main, SCRIPTS[script].parse_arguments(flags))
+    utils.run_script(sys.modules[script].main, sys.modules[script].parse_arguments(flags))
 
 
 def start(script, flags, folder, output=None, prepare=dict, **environment):
-    """A process that runs "distillation" or "train_teacher" in `folder`; what it prints goes to stdout and stderr in
+    """A process that runs distillation or train_teacher in `folder`; what it prints goes to stdout and stderr in
     `output`. prepare: called in it beforehand."""
-    process = PROCESSES.Process(target=_script, args=(script, flags, folder, output or folder, prepare, environment))
+    arguments = script.__name__, flags, folder, output or folder, prepare, environment
+    process = PROCESSES.Process(target=_script, args=arguments)
     process.start()
     return process
 

@@ -60,7 +60,7 @@ def test_what_kinds_of_arguments_do():
 
 def test_what_a_graph_cannot_hold_shows():
     """A step that reads a value is refused; a number of a closure's stays what it was when it was recorded."""
-    ones, numbers, total = torch.ones(2), iter(range(10)), torch.zeros(2)
+    ones, numbers = torch.ones(2), iter(range(10))
     with tapes_for_graphs():
         record = Recorder(CPU)
         with pytest.raises(InputError, match=r"reads cannot be recorded as a CUDA graph \(the step waits.*--plain"):
@@ -69,7 +69,4 @@ def test_what_a_graph_cannot_hold_shows():
             [record(reads, ones) for _ in range(4)]
         counts = lambda x: x * next(numbers)
         assert [record(counts, ones)[0].item() for _ in range(6)] == [0, 1, 2, 3, 3, 3]
-        adds = lambda x: total.add_(x)
-        [record(adds, ones) for _ in range(6)]
-    assert torch.equal(total, 6 * ones)
     assert recorder(CPU) is eager and recorder(torch.device("cuda"), plain=True) is eager

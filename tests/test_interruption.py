@@ -14,7 +14,7 @@ import utils
 from engine.run import Run
 from models import EDSR
 from models.load import load_model
-from tests.helpers import (SCRIPTS, assert_refused, assert_same_run, contents, die_at, finish, outcome, read, start,
+from tests.helpers import (assert_refused, assert_same_run, contents, die_at, finish, outcome, read, start,
                            teacher_flags, tiny_flags)
 
 MUON = "--source=dead_leaves --student_init=teacher --optimizer=muon --schedule=trapezoid --loss_type=L1 --bank=40"\
@@ -51,8 +51,8 @@ def test_a_run_that_stops_after_every_step_ends_as_if_it_had_not(
 @pytest.mark.parametrize("trial", range(4))
 def test_a_killed_run_ends_as_if_it_had_not_been(images, tiny_teacher, tmp_path, trial):
     moment = random.Random(trial)
-    script, number = ("train_teacher", "distillation")[trial % 2], (signal.SIGKILL, signal.SIGTERM)[trial // 2]
-    flags = tiny_flags(SCRIPTS[script], images, tiny_teacher, "--scale=2", "--checkpoint_every=1e-6", "--iter=5",
+    script, number = (train_teacher, distillation)[trial % 2], (signal.SIGKILL, signal.SIGTERM)[trial // 2]
+    flags = tiny_flags(script, images, tiny_teacher, "--scale=2", "--checkpoint_every=1e-6", "--iter=5",
                        "--optimizer=adam")
     assert finish(start(script, (*flags, "--save_dir=whole"), tmp_path)) == 0
     for _ in range(2):
@@ -88,21 +88,19 @@ def test_a_signal_ends_the_run_in_one_line(run, done, monkeypatch, images, tiny_
         assert codes == [130] * (number == signal.SIGINT)
 
 
-@pytest.mark.parametrize("how, words", [("cut", "cannot be read"), ("flipped", "damaged")])
-def test_auto_falls_back_to_the_checkpoint_before(run, done, images, tiny_teacher, tmp_path, how, words):
+def test_auto_falls_back_to_the_checkpoint_before(run, done, images, tiny_teacher, tmp_path):
+    """Also from one bit that is not what it was, which torch.load would let pass."""
     flags = tiny_flags(distillation, images, tiny_teacher, "--scale=2")
     for name in ("whole", "part"):
         done(distillation, *flags, f"--save_dir={name}")
     newest, before = tmp_path / "part/checkpoint.pth", tmp_path / "part/checkpoint_previous.pth"
-    kept = before.read_bytes()
-    content = newest.read_bytes()
+    kept, content = before.read_bytes(), newest.read_bytes()
     numbers = torch.load(newest, weights_only=True)["parts"]["student"]["network"]["head.weight"].numpy().tobytes()
-    flipped = content.replace(numbers, bytes([numbers[0] ^ 1]) + numbers[1:])  # which torch.load would let pass
-    newest.write_bytes(content[: len(content) // 2] if how == "cut" else flipped)
-    assert how == "cut" or flipped != content and torch.load(newest, weights_only=True)
-    assert_refused(run(distillation, *flags, f"--resume={newest}"), "checkpoint.pth: ", words)
-    again = run(distillation, *flags, "--save_dir=part", "--resume=auto")
-    assert again.returncode == 0 and "warning" in again.stdout and words in again.stdout
+    newest.write_bytes(content.replace(numbers, bytes([numbers[0] ^ 1]) + numbers[1:]))
+    assert newest.read_bytes() != content and torch.load(newest, weights_only=True)
+    assert_refused(run(distillation, *flags, f"--resume={newest}"), "checkpoint.pth: ", "damaged")
+    again = done(distillation, *flags, "--save_dir=part", "--resume=auto")
+    assert "warning" in again.stdout and "damaged" in again.stdout
     assert_same_run(tmp_path / "whole", tmp_path / "part")
     assert before.read_bytes() == kept  # what was damaged did not take its place
     for path in (newest, before):
@@ -161,7 +159,7 @@ def test_a_run_goes_on_in_its_own_folder_with_its_own_settings(run, done, monkey
     assert [m["epoch"] for m in read(folder)[1]] == [1, 2]
     assert_refused(run(distillation, *flags, checkpoint), "--nEpochs 1", "has made 2 already")
     (folder / "checkpoint.pth").unlink()
-    assert_refused(run(distillation, *flags, "--lr=0.5"), "was left by other settings; give another --save_dir", "lr was 0.1")
+    assert_refused(run(distillation, *flags, "--lr=0.5"), "other settings; give another --save_dir", "lr was 0.1")
 
 
 @pytest.mark.parametrize("script, call", [(train_teacher, 4), (distillation, 14)])
