@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm, trange
+from tqdm import tqdm
 
 from bicubic import imresize
 from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_validation
@@ -27,8 +27,8 @@ from data.sources import Bank, dead_leaves_source, folder_source, lr_size, netwo
 from engine import parallel
 from engine.graphs import eager, recorder
 from engine.learner import Learner, autocast, decay, distance, make_optimizer, train_step
-from engine.options import (Parser, add_shared_flags, check_places, count, open_run, positive, set_up_device,
-                            settle_shared_flags, weight, whole)
+from engine.options import (Parser, add_shared_flags, count, open_run, positive, set_up_device, settle_shared_flags,
+                            weight, whole)
 from engine.run import Run
 from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
 from figure.plots import save_curves
@@ -185,9 +185,7 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
             S = learner()
             run.begin(student=S, **keep)
 
-        progress = trange(run.round, s.iter, desc=f"epoch {epoch}/{s.nEpochs}", unit="round", leave=False,
-                          disable=parallel.quiet())
-        for i in progress:
+        for i in run.rounds(s.iter, "round"):
             number, done = (epoch - 1) * s.iter + i, epoch - 1 + i / s.iter
 
             # Student phase: lower D(S(x), T(x)).
@@ -207,8 +205,6 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
                 run.sums[1:] += call(generator_step, G, S, teacher, z, scale, D, s.reconw, s.gw, s.rounded)
                 G.check()
             run.advance(i + 1)
-            if i % 10 == 0:
-                progress.set_postfix(run.postfix())
         run.end_epoch(S)
     return student.eval()
 
@@ -358,7 +354,6 @@ def networks_to_score(args):
 
 def main(args):
     settle(args)
-    check_places(args)
     set_up_device(args)
     networks = networks_to_score(args) if args.test_only else {
         "teacher": load_network(args.pretrained, "teacher", args.device, args.model, args.res_scale)}

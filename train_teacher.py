@@ -11,8 +11,6 @@ Images are expected in datasets/train291 and datasets/benchmark (see the README)
 and scores on the pictures that scikit-image ships.
 """
 
-from tqdm import trange
-
 from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_validation
 from data.images import HELD_OUT, find_training_images
 from data.patches import TrainingPatches
@@ -20,7 +18,7 @@ from data.sources import start_images
 from engine import parallel
 from engine.graphs import recorder
 from engine.learner import Learner, decay, distance, make_optimizer, train_step
-from engine.options import (Parser, add_shared_flags, check_places, count, number, open_run, positive, set_up_device,
+from engine.options import (Parser, add_shared_flags, count, number, open_run, positive, set_up_device,
                             settle_shared_flags)
 from figure.plots import save_curves
 from models import PRESETS, build_model, half_width
@@ -47,23 +45,20 @@ def parse_arguments(argv=None):
 
 
 def train(model, patches, settings, run, call):
-    """Train the network `model` to lower D(model(input), HR). settings: the flags, as of main; run, call: as in distil."""
+    """Train the network `model` to lower D(model(input), HR). settings: the flags; run, call: as in distil."""
     s, D = settings, distance(settings.loss_type)
     optimizer = make_optimizer(model, s.optimizer, s.lr, s.momentum, s.weight_decay)
     learner = Learner(model, optimizer, s.precision, s.clip)
     run.begin(model=learner)
     for epoch in range(run.epoch, s.nEpochs + 1):
-        progress = trange(run.round, s.iter, desc=f"epoch {epoch}/{s.nEpochs}", unit="step", leave=False,
-                          disable=parallel.quiet())
-        for i in progress:
+        for i in run.rounds(s.iter, "step"):
             learner.set_rate(decay(s.schedule, epoch - 1 + i / s.iter, s.nEpochs, s.step))
             inputs, hr = patches.batch((epoch - 1) * s.iter + i, s.batchSize, parallel.share(s.batchSize))
             run.sums += call(train_step, learner, inputs, hr, D)
             run.steps += 1
             run.advance(i + 1)
-            if i % 50 == 0 or i + 1 == s.iter:  # these wait for the GPU
+            if i % 50 == 0:  # this waits for the GPU
                 learner.check()
-                progress.set_postfix(run.postfix())
         run.end_epoch(learner)
     return model.eval()
 
@@ -81,7 +76,11 @@ def make_model(args, pretrained):
         if pretrained.upscaled_input or args.test_only or args.scale in (0, *pretrained.scales):
             return pretrained
         seed_everything(args.seed, "model")
-        return copy_what_fits(pretrained, build_model({**pretrained.config, "scale": args.scale}).to(args.device))
+        model = build_model({**pretrained.config, "scale": args.scale}).to(args.device)
+        own, lent = model.state_dict(), pretrained.state_dict()  # of whose upsampler not all fits
+        fitting = {name: lent[name] for name in own if name in lent and lent[name].shape == own[name].shape}
+        model.load_state_dict(fitting, strict=False)
+        return model
     if args.student_init == "teacher":
         if not pretrained or args.model_type != "half":
             raise InputError("--student_init teacher: needs --model_type=half and the teacher as --pretrained")
@@ -98,22 +97,12 @@ def make_model(args, pretrained):
     return build_model(half_width(asked) if args.model_type == "half" else asked).to(args.device)
 
 
-def copy_what_fits(model, other):
-    """`other` with the weights of `model` that fit: an EDSR of another scale starts with all but its upsampler."""
-    weights = model.state_dict()
-    for name, tensor in other.state_dict().items():
-        if name in weights and weights[name].shape == tensor.shape:
-            tensor.copy_(weights[name])
-    return other
-
-
 def main(args):
     settle_shared_flags(args, "train_teacher", "teacher.pth" if args.model_type == "origin" else "half.pth")
-    check_places(args)
     if args.test_only and not args.pretrained:
         raise InputError("--test_only: say what to score with --pretrained")
     set_up_device(args)
-    pretrained = load_model(args.pretrained, args.device, args.res_scale) if args.pretrained else None
+    pretrained = args.pretrained and load_model(args.pretrained, args.device, args.res_scale)
     model = make_model(args, pretrained)
     scales = choose_scales(args.scale, model, args.pretrained)
     if not model.upscaled_input and args.patch_size % scales[0]:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def run_script(main, args):
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)  # sys.exit would wait for the other processes
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if several and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # its threads would abort the interpreter as it ends
     if code:
         sys.exit(code)
@@ -60,16 +61,16 @@ def run_script(main, args):
 def _explain(error, several):
     """(exit code, what went wrong in one line; None for a bug). several: whether the run has more processes."""
     words, go_on = str(error), "; to go on, add --resume=auto to the same command"
-    has = lambda *phrases: isinstance(error, RuntimeError) and any(phrase in words for phrase in phrases)
+    has = lambda phrases: isinstance(error, RuntimeError) and re.search(phrases, words)
     if isinstance(error, InputError):
         return 2, f"error: {words}"
     if isinstance(error, OSError):
         return 2, f"error: {error.filename or 'a file'}: {error.strerror or words}"
-    if isinstance(error, MemoryError) or has("out of memory", "allocate memory", "enough memory"):  # PyTorch's words
+    if isinstance(error, MemoryError) or has("out of memory|allocate memory|enough memory"):  # PyTorch's words
         return 2, "error: out of memory; lower --batchSize, --n_feats, --latent or the size of the images"
     if isinstance(error, NotFinite):
         return 3, f"error: {words}; the weights were not touched, and a checkpoint from before is kept"
-    if several and has("gloo", "Gloo", "NCCL"):
+    if several and has("gloo|Gloo|NCCL"):
         return 4, f"error: another process of the run is gone, its own message says why{go_on}"
     if isinstance(error, Stopped):
         number, resumable = error.args
@@ -201,18 +202,14 @@ def device_name(device):
     """The device in words, for results.json."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = platform.machine()
-    with suppress(OSError, StopIteration):  # only Linux has this file
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' * (threads > 1)}"
+    cpuinfo, threads = Path("/proc/cpuinfo"), torch.get_num_threads()  # only Linux has this file
+    found = cpuinfo.exists() and re.search(r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8"))
+    return f"{found[1] if found else platform.machine()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def git_revision():
     """The commit of this repository, with -dirty where files differ; "unknown" outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
+    with suppress(OSError, subprocess.CalledProcessError):
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    return "unknown"

@@ -15,14 +15,12 @@ from utils import NotFinite
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LR = {"sgd": 0.1, "adam": 1e-3, "muon": 3e-3}  # each optimizer's usual learning rate
-LEAST_SCALE = 2.0**-24  # of an fp16 loss: below, an overflow is no longer put down to the scale
 
 
 def distance(loss_type):
     """D of the paper: "MSE" is the summed squared error, "L1" the summed absolute error, of float32."""
-    if loss_type == "MSE":
-        return lambda a, b: (a.float() - b.float()).square().sum()
-    return lambda a, b: (a.float() - b.float()).abs().sum()
+    size = torch.square if loss_type == "MSE" else torch.abs
+    return lambda a, b: size(a.float() - b.float()).sum()
 
 
 def decay(schedule, epochs_done, epochs, step=10):
@@ -155,7 +153,7 @@ class Learner:
     """
 
     def __init__(self, network, optimizer, precision="fp32", clip=math.inf, loss="the loss"):
-        self.network, self.clip, self.loss, self.precision = network, clip, loss, precision
+        self.network, self.optimizer, self.precision, self.clip, self.loss = network, optimizer, precision, clip, loss
         parallel.make_equal(network)
         self.weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         self.device = self.weights[0].device
@@ -163,17 +161,12 @@ class Learner:
         # Summed losses have large gradients, which overflow fp16 in the first steps unless the scale begins small. In
         # other precisions it stays 1, and the scaler only keeps what is not finite from the weights.
         scaled = precision == "fp16"
-        self.least_scale = LEAST_SCALE if scaled else 1.0
+        self.least_scale = 2.0**-24 if scaled else 1.0  # at and below, an overflow is not put down to the scale
         self.scaler = torch.amp.GradScaler(
             self.device.type, init_scale=2.0**-8 if scaled else 1.0, growth_interval=100 if scaled else 2**31 - 1,
             enabled=self.device.type in ("cpu", "cuda"))
-        self._set_optimizer(optimizer)
-
-    def _set_optimizer(self, optimizer):
-        self.optimizer = optimizer
         for group in optimizer.param_groups:  # tensors, which a recorded step reads anew every time
-            group["initial_lr"] = float(group.get("initial_lr", group["lr"]))
-            group["lr"] = torch.tensor(group["initial_lr"], device=self.device)
+            group["initial_lr"], group["lr"] = group["lr"], torch.tensor(group["lr"], device=self.device)
 
     def set_rate(self, factor):
         """The learning rates of the steps to come, as a part of those the optimizer was made with."""
@@ -224,7 +217,6 @@ class Learner:
         self.network.load_state_dict(state["network"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
-        self._set_optimizer(self.optimizer)
         for group, lr in zip(self.optimizer.param_groups, state["lr"]):
             group["lr"].fill_(lr)
         if state["scaler"].get("growth_interval") == self.scaler.state_dict().get("growth_interval"):

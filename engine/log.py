@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,22 +24,15 @@ class Log:
         """Print a line and append it to log.txt."""
         if not parallel.leader():
             return
-        try:
+        with suppress(OSError):  # whoever read our output is gone; log.txt still has it
             tqdm.write(text)
-        except OSError:  # whoever read our output is gone; log.txt still has it
-            pass
         append_line(self.path / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
-    def keep_epochs_before(self, epoch):
-        """Drop from metrics.jsonl what comes (again), and half a line of a run that was killed as it wrote."""
-        kept, path = [], self.path / "metrics.jsonl"
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            try:
-                if json.loads(line)["epoch"] < epoch:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
-                pass
-        write_atomically(path, "".join(kept).encode())
+    def keep_epochs(self, count):
+        """Drop from metrics.jsonl what comes (again) after `count` epochs, or is half a line of a run that was killed."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        write_atomically(path, b"".join(lines[:count]))
 
     def epoch(self, epoch, losses, psnr, **more):
         """A line of metrics.jsonl and one in words. losses: {name: mean}. psnr: {scale: dB}."""

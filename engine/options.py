@@ -5,6 +5,7 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 
@@ -103,23 +104,22 @@ def add_shared_flags(parser):
 
 
 def settle_shared_flags(args, script, output):
-    """Fill in the defaults that depend on other flags; refuse those that contradict one another. Touches nothing else.
+    """Fill in the defaults that depend on other flags; refuse those that contradict one another, and places that cannot
+    be written: before training, not after. Touches nothing else.
 
     script and output: what names the default --save_dir, and the default --output.
     """
-    for name in ("resume", "pretrained", "student", "save_dir", "output", "data_dir", "data_test", "val_dataset"):
-        if getattr(args, name, None) == "":
+    for name, value in vars(args).items():
+        if value == "":
             raise InputError(f"--{name}: is empty")
     if args.resume not in (None, "auto"):
-        if not Path(args.resume).is_file():
-            raise InputError(f"--resume {args.resume}: no such checkpoint file")
         args.save_dir = args.save_dir or str(Path(args.resume).parent)
         if Path(args.resume).resolve().parent != Path(args.save_dir).resolve():
             raise InputError(f"--resume {args.resume}: a run goes on in its own folder, which --save_dir "
                              f"{args.save_dir} is not")
     args.save_dir = args.save_dir or f"runs/{script}" + ("_test" if args.test_only else "")
     args.output = args.output or output
-    args.lr = args.lr if args.lr is not None else LR[args.optimizer]
+    args.lr = args.lr or LR[args.optimizer]
     if args.weight_decay is None:
         args.weight_decay = 1e-4 if args.optimizer == "sgd" else 0.0
     if args.start_epoch > args.nEpochs:
@@ -132,6 +132,15 @@ def settle_shared_flags(args, script, output):
         raise InputError(f"--batchSize {args.batchSize}: is no multiple of the {parallel.world()} processes")
     if args.tensorboard and not find_spec("tensorboard"):
         raise InputError("--tensorboard: needs pip install tensorboard")
+    if Path(args.output).is_dir():
+        raise InputError(f"--output {args.output}: is a folder")
+    for flag, given, folder in (("save_dir", args.save_dir, Path(args.save_dir).absolute()),
+                                ("output", args.output, Path(args.output).absolute().parent)):
+        standing = next(place for place in (folder, *folder.parents) if place.exists())
+        try:
+            TemporaryFile(dir=standing).close()
+        except OSError as error:
+            raise InputError(f"--{flag} {given}: {standing} cannot be written to ({error.strerror})") from None
 
 
 def set_up_device(args):
@@ -153,24 +162,6 @@ def best_precision(device):
         return "fp16"
     has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # PyTorch has no public name for it
     return "bf16" if device.type == "cpu" and has_bf16() else "fp32"
-
-
-def check_places(args):
-    """Raise InputError where --save_dir or --output cannot be written: before training, not after."""
-    save_dir, output = Path(args.save_dir).absolute(), Path(args.output).absolute()
-    for flag, folder in (("--save_dir", save_dir), ("--output", output.parent)):
-        standing = next(place for place in (folder, *folder.parents) if place.exists())
-        if not standing.is_dir():
-            raise InputError(f"{flag} {getattr(args, flag[2:])}: {standing} is a file, not a folder")
-    if output.is_dir():
-        raise InputError(f"--output {args.output}: is a folder")
-    probe = output.with_name(f"{output.name}.{os.getpid()}.part")  # one of its own for each of several processes
-    if output.parent.is_dir():
-        try:
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(f"--output {args.output}: cannot be written ({error.strerror})") from None
 
 
 def open_run(args, script, losses=("loss",), validate=None, **identity):

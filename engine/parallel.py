@@ -13,9 +13,7 @@ import torch.distributed as dist
 
 from utils import InputError
 
-PATIENCE = timedelta(hours=24)  # of those that wait while the leader scores; one that has died is noticed at once
-STEP = timedelta(minutes=10)  # of a step on GPUs, where another process that is gone is noticed only so
-_waiting = None  # the process group, of gloo, in which processes wait for one another
+PATIENCE = timedelta(hours=24)  # of those that wait while the leader scores; torchrun ends all where one has died
 
 
 def join(device):
@@ -23,15 +21,12 @@ def join(device):
     if world() == 1:
         return device
     if device.type == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", 0))
+        local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
             raise InputError(f"--nproc_per_node: more processes than the {torch.cuda.device_count()} GPUs here")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    global _waiting
-    on_gpu = device.type == "cuda"
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=STEP if on_gpu else PATIENCE)
-    _waiting = dist.new_group(backend="gloo", timeout=PATIENCE) if on_gpu else None
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     return device
 
 
@@ -73,13 +68,13 @@ def sum_gradients(weights, loss):
     """Sum the weights' gradients, in place, and `loss` over the processes, in one message. Returns the sum of losses."""
     if world() == 1:
         return loss
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    message = torch.cat([loss.reshape(1), *(gradient.flatten() for gradient in gradients)])
+    loss = loss.clone()
+    parts = [loss, *(weight.grad for weight in weights if weight.grad is not None)]
+    message = torch.cat([part.flatten() for part in parts])
     dist.all_reduce(message)
-    loss, *sums = message.split([1, *(gradient.numel() for gradient in gradients)])
-    for gradient, part in zip(gradients, sums):
-        gradient.copy_(part.reshape(gradient.shape))
-    return loss[0]
+    for part, summed in zip(parts, message.split([part.numel() for part in parts])):
+        part.copy_(summed.reshape(part.shape))
+    return loss
 
 
 def make_equal(network):
@@ -93,7 +88,7 @@ def largest(number):
     if world() == 1:
         return number
     maximum = torch.tensor(number)
-    dist.all_reduce(maximum, dist.ReduceOp.MAX, group=_waiting)
+    dist.all_reduce(maximum, dist.ReduceOp.MAX)
     return maximum.item()
 
 

@@ -1,9 +1,8 @@
 """A training run's place, its checkpoints, and being interrupted and going on.
 
-Everything random in a step depends on the seed and the step's number alone, so the networks, their
-optimizers and the place in the run are all that a resumed run needs to end bit for bit as if it had never
-stopped. checkpoint.pth is replaced only by a complete one; the one before it stays as
-checkpoint_previous.pth.
+Everything random in a step depends on the seed and the step's number alone, so the networks, their optimizers and the
+place in the run are all that a resumed run needs to end bit for bit as if it had never stopped. checkpoint.pth is
+replaced only by a complete one; the one before it stays as checkpoint_previous.pth.
 """
 
 import os
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from tqdm import tqdm, trange
 
 from engine import parallel
 from utils import InputError, NotFinite, Stopped, save_atomically, save_json, save_model
@@ -39,66 +38,54 @@ class Run:
     def __init__(self, path=None, log=None, settings=None, config=None, resume=None, *, epochs=1, losses=("loss",),
                  first_epoch=1, batch=1, every=5.0, device="cpu", validate=None):
         self.path, self.log, self.settings, self.config = path and Path(path), log, settings or {}, config
-        self.epochs, self.batch, self.every, self.validate = epochs, batch, every, validate
+        self.epochs, self.first_epoch, self.batch, self.every, self.validate = epochs, first_epoch, batch, every, validate
         self.losses, self.sums = losses, torch.zeros(len(losses), device=device)
         self.epoch, self.round, self.step, self.steps = first_epoch, 0, 0, 0
-        self.psnr, self.best, self.seconds_before = {}, float("-inf"), 0.0
-        self.signal, self.stop_at_once, self.parts, self.newest_is_good = None, False, {}, True
+        self.psnr, self.best, self.started = {}, float("-inf"), time.time()
+        self.signal, self.stop_at_once, self.parts, self.newest_is_good = 0, False, {}, True
         self.state = self._find_state(resume) if path else None
         if self.state:
             for name in PLACE:
                 setattr(self, name, self.state[name])
             self.sums += self.state["sums"].to(device)
-            self.seconds_before = self.state["seconds"]
+            self.started -= self.state["seconds"]
             if epochs < self.epoch - 1:
                 raise InputError(f"--nEpochs {epochs}: the run to resume has made {self.epoch - 1} already")
-        self.started = self.saved = self.epoch_started = time.time()
+        self.saved = self.epoch_started = time.time()
         self.steps_before = self.steps
 
     @property
     def seconds(self):
         """Of this run, those before a resumption included."""
-        return self.seconds_before + time.time() - self.started
+        return time.time() - self.started
 
     # ---- resuming
 
     def _find_state(self, resume):
         """The content of the checkpoint to go on from, None for a new run."""
         found = [path for path in (self.path / "checkpoint.pth", self.path / "checkpoint_previous.pth") if path.exists()]
-        for path in found if resume == "auto" else [resume] if resume else ():
+        candidates = found if resume in (None, "auto") else [resume]
+        for path in candidates:
             try:
                 state = _read(path)
+                break
             except InputError as error:
-                if resume != "auto":
+                if path == candidates[-1]:
                     raise
                 tqdm.write(f"warning: {error}")
                 self.newest_is_good = False
-            else:
-                self._compare(state, path, "nEpochs")
-                return state
-        if resume == "auto" and found:
-            raise InputError(f"--resume auto: no checkpoint in {self.path} can be used")
-        if found and not resume:
-            try:
-                state = _read(found[0])
-                self._compare(state, found[0])
-            except InputError as error:
-                raise InputError(f"--save_dir {self.path}: holds another run; give another folder, or remove it "
-                                 f"({error})") from None
-            if state["epoch"] <= self.epochs or not (self.path / "results.json").exists():
-                raise InputError(f"--save_dir {self.path}: holds this run, unfinished; add --resume=auto to go on with it, "
-                                 "or give another folder")
-        return None
-
-    def _compare(self, state, path, *may_differ):
-        """Raise InputError, with a list, where the run that left `state` had other settings."""
+        else:
+            return None
         theirs, ours = state["settings"], self.settings
-        if theirs.get("script") != ours.get("script"):
-            raise InputError(f"{path}: was left by {theirs.get('script')}.py, not by {ours.get('script')}.py")
         different = [f"{name} was {theirs.get(name)}, is {ours.get(name)}" for name in sorted(theirs.keys() | ours.keys())
-                     if name not in may_differ and theirs.get(name) != ours.get(name)]
+                     if theirs.get(name) != ours.get(name) and not (resume and name == "nEpochs")]
         if different:
-            raise InputError(f"{path}: was left by other settings: {'; '.join(different)}")
+            raise InputError(f"{path}: was left by other settings; give another --save_dir, or remove it "
+                             f"({'; '.join(different)})")
+        if not resume and (state["epoch"] <= self.epochs or not (self.path / "results.json").exists()):
+            raise InputError(f"--save_dir {self.path}: holds this run, unfinished; add --resume=auto to go on with it, "
+                             "or give another folder")
+        return state if resume else None
 
     def begin(self, **parts):
         """parts: what has state_dict and load_state_dict: they get the state to go on from, and save() saves them."""
@@ -107,19 +94,33 @@ class Run:
             try:
                 for name, part in parts.items():
                     part.load_state_dict(state["parts"][name])
-            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise InputError(f"{self.path}: the checkpoint's content does not fit the run ({reason})") from None
+            except (KeyError, RuntimeError, ValueError) as error:  # networks in a file of one's own may have changed
+                raise InputError(f"{self.path}: the checkpoint's content does not fit the run "
+                                 f"({str(error).splitlines()[0]})") from None
 
     # ---- going on
+
+    def rounds(self, count, unit):
+        """The numbers of the rounds to come in the epoch, below `count`, along a progress bar.
+
+        It shows the epoch's mean losses so far and the last validation PSNR; now and then, as that waits for the GPU.
+        """
+        progress = trange(self.round, count, desc=f"epoch {self.epoch}/{self.epochs}", unit=unit, leave=False,
+                          disable=parallel.quiet())
+        for i in progress:
+            yield i
+            if i % 10 == 0:
+                shown = {name: f"{value:.2e}" for name, value in self.means(i + 1).items()}
+                psnr = "/".join(f"{value:.2f}" for value in self.psnr.values())
+                progress.set_postfix(shown | ({"PSNR": psnr} if psnr else {}))
 
     def advance(self, round_, step=0):
         """To be called after every step: `round_` and `step` come next. Saves when it is time to."""
         self.round, self.step = round_, step
-        if step == 0 and parallel.world() > 1:  # all stop at the same place or none
-            self.signal = parallel.largest(self.signal or 0)
+        if step == 0:  # all processes stop at the same place or none
+            self.signal = parallel.largest(self.signal)
         if self.signal and (step == 0 or parallel.world() == 1):
-            raise self._stopped()
+            raise Stopped(self.signal, bool(self.parts))
         if time.time() - self.saved > 60 * self.every:
             self.save()
 
@@ -159,11 +160,6 @@ class Run:
         """{name: mean of the epoch's losses so far, over `rounds` rounds}."""
         return dict(zip(self.losses, (self.sums / rounds).tolist()))
 
-    def postfix(self):
-        """What the progress bar shows after a round: mean losses so far and the last validation PSNR."""
-        shown = {name: f"{value:.2e}" for name, value in self.means(self.round).items()}
-        return shown | ({"PSNR": "/".join(f"{value:.2f}" for value in self.psnr.values())} if self.psnr else {})
-
     # ---- being interrupted
 
     def __enter__(self):
@@ -173,7 +169,7 @@ class Run:
                 for pattern in ("checkpoint*.pth", "model_*.pth", "results.json", "samples/epoch_*.png"):
                     for path in self.path.glob(pattern):
                         path.unlink()
-            self.log.keep_epochs_before(self.epoch if self.state else 0)
+            self.log.keep_epochs(self.epoch - self.first_epoch)
             save_json(self.config, self.path / "config.json")
         self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
@@ -188,18 +184,14 @@ class Run:
         if kind is None:
             parallel.wait()  # for the leader, which scores
             if self.signal:
-                raise self._stopped()
-
-    def _stopped(self):
-        return Stopped(self.signal, bool(self.parts))
+                raise Stopped(self.signal, bool(self.parts))
 
     def _on_signal(self, number, frame):
         if self.signal == number == signal.SIGINT:
             os._exit(128 + number)  # asked twice: at once
         self.signal = number
         if self.stop_at_once:
-            self.stop_at_once = False
-            raise self._stopped()
+            raise Stopped(number, bool(self.parts))
 
     @contextmanager
     def interruptible(self):
@@ -207,7 +199,7 @@ class Run:
         self.stop_at_once = True
         try:
             if self.signal:
-                raise self._stopped()
+                raise Stopped(self.signal, bool(self.parts))
             yield
         finally:
             self.stop_at_once = False
@@ -220,12 +212,9 @@ def _read(path):
             if damaged := archive.testzip():  # torch.load does not look at checksums
                 raise ValueError(f"damaged at {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or "parts" not in state:
+            raise ValueError("it is something else")
+        return state
     except Exception as error:  # whatever a damaged file makes the reader stumble over
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path}: cannot be read as a checkpoint ({reason})") from None
-    needed = {*PLACE, "sums", "seconds", "settings", "parts"}
-    whole = isinstance(state, dict) and state.keys() >= needed
-    if not (whole and isinstance(state["settings"], dict) and isinstance(state["sums"], torch.Tensor)
-            and all(isinstance(state[name], int) for name in ("epoch", "round", "step", "steps"))):
-        raise InputError(f"{path}: is no checkpoint.pth of a run")
-    return state

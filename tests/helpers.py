@@ -24,7 +24,6 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 PAPERS = ("--stu_step=50 --reconw=1.0 --inc_num=1 --inc_step=0 --input_size=48 --iter=120 --latent=256 --lr_G=1e-5 "
           "--model_type=half --nEpochs=80 --pretrained=teacher.pth").split()
 TINY = ("--batchSize=2", "--iter=2", "--device=cpu", "--threads=1")
-SCRIPTS = {"train_teacher": train_teacher, "distillation": distillation}
 
 
 def teacher_flags(images):
@@ -47,17 +46,17 @@ def read(folder):
     return json.loads((folder / "results.json").read_text()), metrics
 
 
-def but_times(metrics):
-    return [{name: epoch[name] for name in epoch.keys() - {"seconds", "images_per_second"}} for epoch in metrics]
+def outcome(folder):
+    """What is the same in the same run: metrics but for times, scores, images seen."""
+    results, metrics = read(folder)
+    metrics = [{name: epoch[name] for name in epoch.keys() - {"seconds", "images_per_second"}} for epoch in metrics]
+    return metrics, results["results"], results["images"]
 
 
 def assert_same_run(a, b):
-    """The folders of two runs: weights (last and best), metrics but for times, scores."""
-    for name in ("model_last.pth", "model_best.pth"):
-        assert weights_equal(a / name, b / name), name
-    (results_a, metrics_a), (results_b, metrics_b) = read(a), read(b)
-    assert but_times(metrics_a) == but_times(metrics_b)
-    assert all(results_a[name] == results_b[name] for name in ("results", "images"))
+    """The folders of two runs: weights (last and best) and outcome."""
+    assert all(weights_equal(a / name, b / name) for name in ("model_last.pth", "model_best.pth"))
+    assert outcome(a) == outcome(b)
 
 
 def weights_equal(a, b):
@@ -93,13 +92,14 @@ def _script(script, flags, folder, output, prepare, environment):
     for number, name in ((1, "stdout"), (2, "stderr")):  # what C code prints, too
         os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     prepare()
-    utils.run_script(SCRIPTS[script].main, SCRIPTS[script].parse_arguments(flags))
+    utils.run_script(sys.modules[script].main, sys.modules[script].parse_arguments(flags))
 
 
 def start(script, flags, folder, output=None, prepare=dict, **environment):
-    """A process that runs "distillation" or "train_teacher" in `folder`; what it prints goes to stdout and stderr in
+    """A process that runs distillation or train_teacher in `folder`; what it prints goes to stdout and stderr in
     `output`. prepare: called in it beforehand."""
-    process = PROCESSES.Process(target=_script, args=(script, flags, folder, output or folder, prepare, environment))
+    arguments = script.__name__, flags, folder, output or folder, prepare, environment
+    process = PROCESSES.Process(target=_script, args=arguments)
     process.start()
     return process
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn as nn
 
 from distillation import generator_step
-from engine.learner import (Learner, Muon, autocast, decay, distance, make_optimizer, orthogonalize, train_step)
+from engine.learner import Learner, Muon, autocast, decay, distance, make_optimizer, orthogonalize, train_step
 from engine.options import best_precision
-from models import EDSR, VDSR, Generator, build_model
+from models import EDSR, VDSR, Generator
 from utils import NotFinite
 
 NAMES = ["sgd", "adam", "muon"]
@@ -182,8 +182,9 @@ def test_a_step_that_is_not_finite_changes_nothing(name, loss_type, value):
     learner, weight = learner_of([1.0, 2.0], name, loss="the sum")
     for factor in (math.inf, math.nan):  # the first failure is told
         learner._note_failure(torch.tensor(7.0), torch.tensor(factor))
-    with pytest.raises(NotFinite, match="the sum is 7, its gradient's norm inf"):
-        learner.check()
+    for ask in (learner.check, learner.state_dict):  # what is not finite is not saved either
+        with pytest.raises(NotFinite, match="the sum is 7, its gradient's norm inf"):
+            ask()
 
 
 def test_fp16_scales_the_loss_down_until_the_gradient_fits():
@@ -230,28 +231,10 @@ def test_steps_in_half_precision_follow_those_in_single(name, precision):
 
 
 @pytest.mark.parametrize("device, has_bf16, best", [
-    ("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cpu", None, "fp32"), ("cuda", False, "fp16"),
-    ("mps", True, "fp32")])
+    ("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cuda", False, "fp16"), ("mps", True, "fp32")])
 def test_best_precision(device, has_bf16, best, monkeypatch):
-    if has_bf16 is None:  # a PyTorch that cannot be asked
-        monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
-    else:
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16, raising=False)
     assert best_precision(torch.device(device)) == best
-
-
-@pytest.mark.parametrize("precision, error", [("fp32", 0), ("bf16", 2e-2), ("fp16", 3e-3)])
-@pytest.mark.parametrize("config", [
-    {"arch": "vdsr", "n_resblocks": 4, "n_feats": 8}, {"arch": "edsr", "n_resblocks": 2, "n_feats": 8, "scale": 2}])
-def test_networks_compute_nearly_the_same_in_half_precision(config, precision, error):
-    torch.manual_seed(0)
-    network = build_model(config)
-    x = torch.rand(2, network.channels, 12, 12)
-    with autocast(x.device, precision):
-        output = network(x)
-    expected = network(x)
-    difference = (output - expected).norm() / (expected - expected.mean()).norm()
-    assert error / 1000 <= difference <= error and output.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -277,13 +260,3 @@ def test_a_run_may_go_on_in_another_precision(first, then):
     assert after.scaler.get_growth_interval() == fresh["growth_interval"]
     with pytest.raises(NotFinite):
         [after.step((math.nan * after.weights[0]).sum()) for _ in range(20)]
-
-
-def test_a_state_that_is_not_finite_is_not_saved(monkeypatch):
-    """On a GPU a step does not look."""
-    learner = new_learner("sgd")
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "check", lambda self: None)
-        learner.step((math.nan * learner.weights[0]).sum())
-    with pytest.raises(NotFinite, match="is nan"):
-        learner.state_dict()

@@ -9,10 +9,12 @@ from functools import partial
 import pytest
 import torch
 
+import distillation
+import train_teacher
 from engine import parallel
 from engine.learner import Learner, make_optimizer
 from models.load import load_model
-from tests.helpers import ROOT, SCRIPTS, die_at, finish, read, start, student_flags, teacher_flags, tiny_flags
+from tests.helpers import ROOT, die_at, finish, read, start, student_flags, teacher_flags, tiny_flags
 
 # The order of a sum changes weights in their last digits, in bfloat16 in their first.
 EXACT = ("--precision=fp32", "--scale=2")
@@ -33,14 +35,14 @@ def run_all(count, script, flags, folder, signals={}):
 
 
 @pytest.mark.parametrize("count, script, flags", [
-    (2, "distillation", "--source=generator --batchSize=4 --iter=5 --inc_num=2 --inc_step=1 --lr_G=1e-3 --lr=0.01"),
-    (3, "distillation", "--source=dead_leaves --batchSize=6 --iter=5 --bank=20 --optimizer=muon --loss_type=L1"),
-    (3, "train_teacher", "--batchSize=6 --iter=10"),
-    (2, "train_teacher", "--batchSize=4 --iter=10 --arch=edsr_baseline --optimizer=adam --lr=1e-4"),
+    (2, distillation, "--source=generator --batchSize=4 --iter=5 --inc_num=2 --inc_step=1 --lr_G=1e-3 --lr=0.01"),
+    (3, distillation, "--source=dead_leaves --batchSize=6 --iter=5 --bank=20 --optimizer=muon --loss_type=L1"),
+    (3, train_teacher, "--batchSize=6 --iter=10"),
+    (2, train_teacher, "--batchSize=4 --iter=10 --arch=edsr_baseline --optimizer=adam --lr=1e-4"),
 ], ids=["generator", "bank", "vdsr", "edsr"])
 def test_processes_end_where_one_does(images, tiny_teacher, tmp_path, count, script, flags):
     """After 20 steps the weights are the same to 1e-5, the logged losses, too; only the first writes."""
-    flags = tiny_flags(SCRIPTS[script], images, tiny_teacher, *EXACT, *flags.split(), "--output=net.pth")
+    flags = tiny_flags(script, images, tiny_teacher, *EXACT, *flags.split(), "--output=net.pth")
     assert finish(start(script, (*flags, "--save_dir=one", "--output=one.pth"), tmp_path)) == 0
     assert run_all(count, script, (*flags, "--save_dir=run"), tmp_path) == [0] * count
     a, b = (load_model(path).state_dict() for path in (tmp_path / "one.pth", tmp_path / "net.pth"))
@@ -56,10 +58,10 @@ def test_processes_stop_and_go_on_together(images, tiny_teacher, tmp_path):
     """SIGTERM to one ends all after the same round; resumed by one process the run ends as if it never stopped."""
     flags = (*student_flags(images, tiny_teacher), *EXACT, "--iter=5", "--lr=1e-4")
     run = (*flags, "--save_dir=run", "--resume=auto")
-    assert run_all(2, "distillation", run, tmp_path, {1: (4, signal.SIGTERM)}) == [128 + signal.SIGTERM] * 2
+    assert run_all(2, distillation, run, tmp_path, {1: (4, signal.SIGTERM)}) == [128 + signal.SIGTERM] * 2
     assert "--resume=auto" in (tmp_path / "0/stderr").read_text()
-    assert finish(start("distillation", run, tmp_path)) == 0
-    assert finish(start("distillation", (*flags, "--save_dir=one", "--output=one.pth"), tmp_path)) == 0
+    assert finish(start(distillation, run, tmp_path)) == 0
+    assert finish(start(distillation, (*flags, "--save_dir=one", "--output=one.pth"), tmp_path)) == 0
     a, b = (load_model(path).state_dict() for path in (tmp_path / "one.pth", tmp_path / "student.pth"))
     torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
@@ -67,12 +69,12 @@ def test_processes_stop_and_go_on_together(images, tiny_teacher, tmp_path):
 def test_a_process_that_dies_ends_the_others(images, tiny_teacher, tmp_path):
     """And a batch that cannot be shared out equally ends all."""
     flags = student_flags(images, tiny_teacher)
-    assert run_all(2, "distillation", (*flags, "--batchSize=3"), tmp_path) == [2, 2]
+    assert run_all(2, distillation, (*flags, "--batchSize=3"), tmp_path) == [2, 2]
     for rank in "01":
         assert (f"distillation.py (process {rank}): error: --batchSize 3: is no multiple of the 2 processes"
                 in (tmp_path / rank / "stderr").read_text())
     assert not (tmp_path / "runs").exists()
-    assert run_all(2, "distillation", flags, tmp_path, {1: (4, signal.SIGKILL)}) == [4, -signal.SIGKILL]
+    assert run_all(2, distillation, flags, tmp_path, {1: (4, signal.SIGKILL)}) == [4, -signal.SIGKILL]
     (line,) = [line for line in (tmp_path / "0/stderr").read_text().splitlines() if "error" in line]
     assert "another process of the run is gone" in line and "--resume=auto" in line
 
@@ -84,15 +86,6 @@ def test_torchrun(images, tmp_path):
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("the trained network is teacher.pth") == 1
     assert read(tmp_path / "runs/train_teacher")[0]["steps"] == 2
-
-
-def test_shares_make_the_whole(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    parts = []
-    for rank in range(3):
-        monkeypatch.setenv("RANK", str(rank))
-        parts.append([*range(9)[parallel.share(9)]])
-    assert parts == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
 
 
 def test_processes_start_with_the_leaders_weights(monkeypatch):
