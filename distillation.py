@@ -185,7 +185,7 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
             S = learner()
             run.begin(student=S, **keep)
 
-        for i in run.rounds(s.iter, "round"):
+        for i in run.rounds(s.iter, "round", every=10):
             number, done = (epoch - 1) * s.iter + i, epoch - 1 + i / s.iter
 
             # Student phase: lower D(S(x), T(x)).

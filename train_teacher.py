@@ -51,7 +51,7 @@ def train(model, patches, settings, run, call):
     learner = Learner(model, optimizer, s.precision, s.clip)
     run.begin(model=learner)
     for epoch in range(run.epoch, s.nEpochs + 1):
-        for i in run.rounds(s.iter, "step"):
+        for i in run.rounds(s.iter, "step", every=50):
             learner.set_rate(decay(s.schedule, epoch - 1 + i / s.iter, s.nEpochs, s.step))
             inputs, hr = patches.batch((epoch - 1) * s.iter + i, s.batchSize, parallel.share(s.batchSize))
             run.sums += call(train_step, learner, inputs, hr, D)

@@ -66,6 +66,8 @@ class Recorder:
                 output = function(*places)
         except RuntimeError as error:
             cause = error.__context__ or error  # ending a broken recording raises once more
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause
             raise InputError(f"{function.__name__} cannot be recorded as a CUDA graph ({str(cause).splitlines()[0]}); "
                              "--plain runs it unrecorded") from error
         return graph, places, output

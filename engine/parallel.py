@@ -13,7 +13,9 @@ import torch.distributed as dist
 
 from utils import InputError
 
-PATIENCE = timedelta(hours=24)  # of those that wait while the leader scores; torchrun ends all where one has died
+PATIENCE = timedelta(hours=24)  # of those that wait while the leader scores; one that has died is noticed at once
+STEP = timedelta(minutes=10)  # of a step on GPUs, where another process that is gone is noticed only so
+_waiting = None  # the process group, of gloo, in which processes wait for one another
 
 
 def join(device):
@@ -26,7 +28,10 @@ def join(device):
             raise InputError(f"--nproc_per_node: more processes than the {torch.cuda.device_count()} GPUs here")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    global _waiting
+    on_gpu = device.type == "cuda"
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=STEP if on_gpu else PATIENCE)
+    _waiting = dist.new_group(backend="gloo", timeout=PATIENCE) if on_gpu else None
     return device
 
 
@@ -88,7 +93,7 @@ def largest(number):
     if world() == 1:
         return number
     maximum = torch.tensor(number)
-    dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    dist.all_reduce(maximum, dist.ReduceOp.MAX, group=_waiting)
     return maximum.item()
 
 

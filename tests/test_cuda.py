@@ -110,6 +110,17 @@ def test_distillation_runs_and_resumes(done, images, tiny_teacher, tmp_path, way
     assert weights_equal(tmp_path / "student.pth", tmp_path / "a/model_last.pth")
 
 
+def test_imresize_of_large_images_replays_in_a_cuda_graph():
+    x = torch.rand(1, 1, 600, 600, device="cuda")
+    imresize(x, 1 / 3)  # the first call makes the weights
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = imresize(x, 1 / 3)
+    x.copy_(torch.rand_like(x))
+    graph.replay()
+    torch.testing.assert_close(y.cpu(), imresize(x.cpu(), 1 / 3), rtol=1e-5, atol=1e-5)
+
+
 def test_a_graph_for_every_shape_of_input_and_none_for_every_seed():
     """Nor for every number: floats are inputs."""
     stream, record = torch.Generator("cuda"), Recorder(GPU)
