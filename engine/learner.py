@@ -59,6 +59,11 @@ class Muon(torch.optim.Optimizer):
         groups += [dict(params=others, muon=False, lr=lr / 3)] if others else []
         # capturable: with the weights on a GPU, torch loads Adam's count of steps to there as well.
         super().__init__(groups, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, capturable=True))
+        for weight in hidden:
+            self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        for weight in others:
+            self.state[weight].update(step=weight.new_zeros(()), exp_avg=torch.zeros_like(weight),
+                                      exp_avg_sq=torch.zeros_like(weight))
 
     @torch.no_grad()
     def step(self):
@@ -80,24 +85,15 @@ class Muon(torch.optim.Optimizer):
     def _muon(self, kernels, gradients, go, momentum):
         nesterov = []
         for kernel, gradient in zip(kernels, gradients):
-            state = self.state[kernel]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(kernel)
-            buffer = state["momentum_buffer"]
-            buffer.lerp_(gradient, (1 - momentum) * go)
+            buffer = self.state[kernel]["momentum_buffer"].lerp_(gradient, (1 - momentum) * go)
             nesterov.append(gradient.lerp(buffer, momentum).flatten(1))
         return [update.view(kernels[0].shape) for update in orthogonalize(torch.stack(nesterov))]
 
-    def _adam(self, state, gradient, go, betas=(0.9, 0.999)):
-        if not state:
-            state.update(step=gradient.new_zeros(()), exp_avg=torch.zeros_like(gradient),
-                         exp_avg_sq=torch.zeros_like(gradient))
+    def _adam(self, state, gradient, go):
         state["step"] += go
-        corrected = []
-        for name, beta, value in zip(("exp_avg", "exp_avg_sq"), betas, (gradient, gradient.square())):
-            state[name].lerp_(value, (1 - beta) * go)
-            corrected.append(state[name] / (1 - beta ** state["step"].clamp(min=1)))
-        mean, square = corrected
+        steps = state["step"].clamp(min=1)
+        mean = state["exp_avg"].lerp_(gradient, 0.1 * go) / (1 - 0.9**steps)
+        square = state["exp_avg_sq"].lerp_(gradient.square(), 0.001 * go) / (1 - 0.999**steps)
         return mean / (square.sqrt() + 1e-8)
 
 
@@ -185,20 +181,16 @@ class Learner:
         next(weight.grad for weight in self.weights if weight.grad is not None).add_(0 * loss)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.clip)
-        self._note_failure(loss, norm)
+        # Remembered is the first loss or gradient that is not finite; of an fp16 gradient, once its scale is no excuse.
+        small = self.scaler.scale(torch.ones((), device=self.device)) <= self.least_scale
+        failed = ~torch.isfinite(loss) | (~torch.isfinite(norm) & small)
+        first = failed & self.failure.isfinite().all()
+        self.failure.copy_(torch.where(first, torch.stack((loss, norm)), self.failure))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if not loss.is_cuda:
             self.check()
         return loss
-
-    @torch.no_grad()
-    def _note_failure(self, loss, norm):
-        """Remember the first loss or gradient that is not finite; of an fp16 gradient, once its scale is no excuse."""
-        small = self.scaler.scale(torch.ones((), device=self.device)) <= self.least_scale
-        failed = ~torch.isfinite(loss) | (~torch.isfinite(norm) & small)
-        first = failed & self.failure.isfinite().all()
-        self.failure.copy_(torch.where(first, torch.stack((loss, norm)), self.failure))
 
     def check(self):
         """Raise NotFinite where a loss or gradient was not finite. Waits for the GPU."""
