@@ -19,8 +19,8 @@ def run_tiled(model, x, largest=_LARGEST):
     ratio, (rows, columns) = 1 if model.upscaled_input else model.scales[0], x.shape[-2:]
     widest = getattr(model, "n_feats", max(getattr(module, "out_channels", 1) for module in model.modules()))
     most = math.isqrt(largest // (len(x) * widest * ratio**2))
-    radius = None if max(rows, columns) <= most else getattr(model, "reach", None)
-    if radius is None or max(rows, columns) <= 16 + 2 * radius:
+    radius = getattr(model, "reach", None)
+    if radius is None or max(rows, columns) <= max(most, 16 + 2 * radius):
         return model(x)
     side = max(most - 2 * radius, 16)
     output = x.new_empty(*x.shape[:2], rows * ratio, columns * ratio)
