@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from bicubic import imresize
 from data.benchmark import Benchmarks, choose_scales, choose_sets, choose_validation
@@ -275,9 +274,8 @@ def label(teacher, precision, x):
 def labelled(args, settings, teacher, draw, call):
     """images(step) for distil: fresh ones every step, or with --bank those drawn before."""
     if args.bank:
-        progress = partial(tqdm, desc="bank", unit="chunk", leave=False, disable=parallel.quiet())
         bank = Bank(draw, partial(call, label, teacher, args.precision), settings.scales, args.bank,
-                    args.iter * args.stu_step, args.seed, progress)
+                    args.iter * args.stu_step, args.seed, parallel.quiet())
         return lambda step: tuple(part[parallel.share(args.batchSize)] for part in bank.batch(step, args.batchSize))
 
     def fresh(step):

@@ -17,15 +17,6 @@ SIZES = (1, 0.7, 0.5)
 LARGE = 1000  # pixels of the shorter side: such an image holds patches enough
 
 
-def _clip(image):
-    return image if image.dtype == torch.uint8 else image.clamp(0, 1)
-
-
-def _flat(image):
-    """(C, H, W) as (C, pixels), bytes or in half precision, which is far finer than 8 bits."""
-    return (image if image.dtype == torch.uint8 else image.half()).flatten(1)
-
-
 class TrainingPatches:
     """batch(step) gives the step's patches, a function of (seed, step) alone.
 
@@ -38,6 +29,8 @@ class TrainingPatches:
     def __init__(self, paths, scales, patch_size, seed, device="cpu", channels=1, upscaled_input=True, disable=None):
         self.seed, self.device, self.patch_size = seed, device, patch_size
         self.ratio = 1 if upscaled_input else scales[0]
+        # RGB stays bytes; luma is kept in half precision, which is far finer than 8 bits.
+        most, kept = (1, torch.float16) if channels == 1 else (255, torch.uint8)
         # All images one after the other; the table tells where one begins, its width, and its places for a patch.
         hrs, inputs, table = [], [], []
         hr_start = input_start = small = 0
@@ -49,18 +42,18 @@ class TrainingPatches:
                 image = torch.from_numpy(rgb).permute(2, 0, 1).contiguous().to(device)
             small += min(image.shape[1:]) < patch_size
             for size in SIZES if min(image.shape[1:]) < LARGE else (1,):
-                hr = image if size == 1 else _clip(imresize(image, size))
+                hr = image if size == 1 else imresize(image, size).clamp(0, most)
                 for scale in scales:
                     rows, columns = (n - n % scale for n in hr.shape[1:])
                     if min(rows, columns) < patch_size:
                         continue
                     x = imresize(hr[:, :rows, :columns], 1 / scale)
-                    x = _clip(imresize(x, scale) if upscaled_input else x)
+                    x = (imresize(x, scale) if upscaled_input else x).clamp(0, most)
                     rows, columns = (n - patch_size // self.ratio + 1 for n in x.shape[1:])
                     table.append((hr_start, hr.shape[2], input_start, x.shape[2], rows, columns))
-                    inputs.append(_flat(x))
+                    inputs.append(x.flatten(1).to(kept))
                     input_start += x[0].numel()
-                hrs.append(_flat(hr))
+                hrs.append(hr.flatten(1).to(kept))
                 hr_start += hr[0].numel()
         if not table:
             raise InputError(f"{paths[0].parent}: no image is large enough for patches of {patch_size}x{patch_size}")

@@ -8,6 +8,7 @@ the same seed and step. size: side of the inputs in HR pixels. upscaled: whether
 import math
 
 import torch
+from tqdm import tqdm
 
 from bicubic import imresize
 from data.dead_leaves import dead_leaves
@@ -77,15 +78,16 @@ class Bank:
 
     draw: a source. label(x): the teacher's outputs. What is drawn is whole chunks of every scale; of more than MOST
     images the oldest go. Every pass is a new order; none is flipped or turned, since the teacher is not symmetric.
+    disable: tqdm's.
     batch(step, count) -> (inputs, targets) depends on the seed and the step alone.
     """
 
     CHUNK = 32  # images drawn and labelled at once
     MOST = 32_768  # images: 600 MB of 48x48, with the teacher's outputs
 
-    def __init__(self, draw, label, scales, size, steps, seed, progress=iter):
+    def __init__(self, draw, label, scales, size, steps, seed, disable=None):
         self.draw, self.label, self.scales, self.steps, self.seed = draw, label, scales, steps, seed
-        self.progress, self.chunks, self.generation = progress, {}, None
+        self.disable, self.chunks, self.generation = disable, {}, None
         self.growth = len(scales) * math.ceil(size / (len(scales) * self.CHUNK))  # in chunks
 
     def batch(self, step, count):
@@ -106,7 +108,8 @@ class Bank:
         most = max(1, self.MOST // (self.growth * self.CHUNK))  # generations that are kept
         kept = range(max(0, generation + 1 - most) * self.growth, (generation + 1) * self.growth)
         self.chunks = {i: chunk for i, chunk in self.chunks.items() if i in kept}
-        for i in self.progress([i for i in kept if i not in self.chunks]):
+        missing = [i for i in kept if i not in self.chunks]
+        for i in tqdm(missing, desc="bank", unit="chunk", leave=False, disable=self.disable):
             x = self.draw(self.scales[i % len(self.scales)], i, self.CHUNK)
             self.chunks[i] = x, self.label(x)
         by_shape = {}
