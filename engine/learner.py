@@ -76,18 +76,14 @@ class Muon(torch.optim.Optimizer):
             if skip is not None:
                 gradients, go = [gradient.nan_to_num(0, 0, 0) for gradient in gradients], 1 - skip.to(weights[0].device)
             if group["muon"]:
-                updates = self._muon(weights, gradients, go, group["momentum"])
+                buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
+                nesterov = [gradient.lerp(buffer.lerp_(gradient, (1 - group["momentum"]) * go), group["momentum"])
+                            for gradient, buffer in zip(gradients, buffers)]
+                updates = orthogonalize(torch.stack(nesterov).flatten(2)).view(-1, *weights[0].shape)
             else:
                 updates = [self._adam(self.state[weight], gradient, go) for weight, gradient in zip(weights, gradients)]
             for weight, update in zip(weights, updates):
                 weight.sub_(group["lr"] * go * (update + group["weight_decay"] * weight))
-
-    def _muon(self, kernels, gradients, go, momentum):
-        nesterov = []
-        for kernel, gradient in zip(kernels, gradients):
-            buffer = self.state[kernel]["momentum_buffer"].lerp_(gradient, (1 - momentum) * go)
-            nesterov.append(gradient.lerp(buffer, momentum).flatten(1))
-        return [update.view(kernels[0].shape) for update in orthogonalize(torch.stack(nesterov))]
 
     def _adam(self, state, gradient, go):
         state["step"] += go
