@@ -28,22 +28,24 @@ def read_checkpoint(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters becomes an error
             return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT_PICKLE)
+    except InputError:
+        raise
     except Exception as error:  # whatever a damaged file makes its reader stumble over
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        begins = f"; the file begins with {head!r}" if head else ""  # a web page or an archive is known by that
-        raise InputError(f"{path}: cannot be read as a checkpoint: {reason}{begins}") from None
+        reason = f"{type(error).__name__}: {error}".rstrip(": ").splitlines()[0]
+        begins = f"; it begins with {head[:40]!r}" if head[:2] not in (b"", b"PK") else ""  # a web page is known by that
+        raise InputError(f"{path}: cannot be read as a checkpoint ({reason}){begins}") from None
 
 
 def _check_zip(path):
-    """Raise ValueError where the zip archive is another than torch.save's, or damaged, which torch.load does not see."""
+    """Raise InputError where the zip archive is another than torch.save's, or damaged, which torch.load does not see."""
     with zipfile.ZipFile(path) as archive:
         names = {name.partition("/")[2] for name in archive.namelist()}
         if "constants.pkl" in names:
-            raise ValueError("it is a TorchScript program; save the state_dict() of its network")
+            raise InputError(f"{path}: is a TorchScript program; save the state_dict() of its network")
         if "data.pkl" not in names:
-            raise ValueError("it is a zip archive; give the checkpoint in it")
+            raise InputError(f"{path}: is a zip archive; give the checkpoint in it")
         if damaged := archive.testzip():
-            raise ValueError(f"it is damaged at {damaged}")
+            raise InputError(f"{path}: is damaged at {damaged}")
 
 
 class StandIn(dict):

@@ -174,10 +174,10 @@ def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, content, words):
 
 
 @pytest.mark.parametrize("content, words", [
-    ({"m.pth": b""}, "it is a zip archive; give the checkpoint in it"),
-    ({"m/constants.pkl": b"", "m/data.pkl": b""}, "it is a TorchScript program"), (b"\n<html>", "begins with b'\\n<html>'"),
+    ({"m.pth": b""}, "is a zip archive; give the checkpoint in it"),
+    ({"m/constants.pkl": b"", "m/data.pkl": b""}, "is a TorchScript program"), (b"\n<html>", "begins with b'\\n<html>'"),
     (b"version https://git-lfs", "begins with b'version https://git-lfs'"), (b"", "cannot be read as a checkpoint"),
-    (slice(9), "begins with b'PK"), (slice(-300), "cannot be read as a checkpoint")])
+    (slice(9), "cannot be read as a checkpoint"), (slice(-300), "cannot be read as a checkpoint")])
 def test_what_is_no_checkpoint_says_how_it_begins(tmp_path, content, words):
     path = tmp_path / "m.pth"
     save_model(tiny(), path)
