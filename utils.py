@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def _flush(file):
 def write_atomically(path, content, keep=None):
     """Write the bytes `content` beside `path`, flush them to disk, then rename to `path`.
 
-    keep: what is at `path` so far gets this name. Raises InputError, nothing lost.
+    keep: what is at `path` so far stays under this name. Raises InputError, `path` untouched.
     """
     path = Path(path)
     beside = path.with_name(path.name + ".part")
@@ -123,7 +124,11 @@ def write_atomically(path, content, keep=None):
             file.write(content)
             _flush(file)
         if keep and path.exists():
-            os.replace(path, keep)
+            keep.unlink(missing_ok=True)
+            try:
+                os.link(path, keep)  # not renamed: at every moment there is something at `path`
+            except OSError:  # a file system without links
+                shutil.copyfile(path, keep)
         os.replace(beside, path)
     except OSError as error:
         with suppress(OSError):

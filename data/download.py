@@ -104,9 +104,10 @@ def fetch_images(place, parts, homes):
     if place.exists() and any(place.iterdir()):
         raise InputError(f"{place} (holds {len(list_images(place))} of {whole} images; move it away first)")
     for folder in filter(None, map(homes.find, parts)):
-        lr = folder.with_name("LR_bicubic")
-        if folder.name == "HR" and lr.is_dir():
-            shutil.copytree(lr, place.with_name(lr.name), dirs_exist_ok=True)
+        lr, lr_place = folder.with_name("LR_bicubic"), place.with_name("LR_bicubic")
+        if folder.name == "HR" and lr.is_dir() and not lr_place.exists():
+            shutil.copytree(lr, f"{lr_place}.incomplete", dirs_exist_ok=True)
+            Path(f"{lr_place}.incomplete").rename(lr_place)
         beside.mkdir(parents=True, exist_ok=True)
         for image in list_images(folder):
             shutil.copyfile(image, beside / image.name)

@@ -117,15 +117,17 @@ class Run:
     def advance(self, round_, step=0):
         """To be called after every step: `round_` and `step` come next. Saves when it is time to."""
         self.round, self.step = round_, step
-        if step == 0:  # all processes stop at the same place or none
-            self.signal = parallel.largest(self.signal)
-        if self.signal and (step == 0 or parallel.world() == 1):
-            raise Stopped(self.signal, bool(self.parts))
+        number = self.signal if parallel.world() == 1 else 0
+        if parallel.world() > 1 and step == 0:  # all processes stop at the same place or none
+            number = parallel.largest(self.signal)
+        if number:
+            raise Stopped(number, bool(self.parts))
         if time.time() - self.saved > 60 * self.every:
             self.save()
 
     def end_epoch(self, learner):
         """The epoch is over: validation, a line of the log, the last and the best weights, a checkpoint."""
+        learner.check()
         psnr = {}
         if self.validate and parallel.leader():
             with self.interruptible():
@@ -212,8 +214,8 @@ def _read(path):
             if damaged := archive.testzip():  # torch.load does not look at checksums
                 raise ValueError(f"damaged at {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or "parts" not in state:
-            raise ValueError("it is something else")
+        if not state.keys() >= {*PLACE, "sums", "seconds", "settings", "parts"}:
+            raise ValueError("it is no checkpoint.pth of a run")
         return state
     except Exception as error:  # whatever a damaged file makes the reader stumble over
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

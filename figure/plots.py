@@ -121,7 +121,9 @@ def psnr_minutes(folders, labels=None):
         with open_json(Path(folder) / "config.json") as config:
             source, start = config.get("source", "folder"), config.get("student_init", "random")
             place = config.get("val_dataset") or "the validation set"
-        epochs = read_metrics(folder)
+        epochs = [entry for entry in read_metrics(folder) if entry["psnr"]]
+        if not epochs:
+            raise InputError(f"{folder}: its metrics.jsonl lacks PSNR")
         place = ", ".join([place, *(f"x{scale}" for scale in sorted(epochs[-1]["psnr"]))])
         first = first or place
         if place != first:

@@ -55,6 +55,7 @@ def read_rows(folder, end, known=None):
         if path.suffix == ".json" and row in (known or [row]):
             with open_json(path) as run:
                 steps = run.get("student_steps", run.get("steps", 0))
+                itemgetter("args", "command", "date", "device", "git")(run)  # which every run says
                 scores = {(on, int(scale)): {"bicubic": pair(found["bicubic"]),
                                              "trained": pair(found.get("student") or found["teacher"])}
                           for on, by_scale in run["results"].items() for scale, found in by_scale.items()}

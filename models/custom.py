@@ -34,9 +34,9 @@ def custom_network(path, role, weights=None):
         raise InputError(f"--model {path}: no such file")
     with _located(path, f"{role}()"):
         network = getattr(_run(path.resolve()), role)()
-    scale, channels = (getattr(network, name, None) for name in ("scale", "channels"))
+    scale, channels, reach = (getattr(network, name, 0) for name in ("scale", "channels", "reach"))
     if not (isinstance(network, nn.Module) and scale in (2, 3, 4) and channels in (1, 3)
-            and isinstance(getattr(network, "reach", 0), int)):
+            and isinstance(reach, int) and reach >= 0):
         raise InputError(f"--model {path}: {role}() must return a module with `scale` (2, 3 or 4) and `channels` "
                          "(3: RGB, 1: luma); its `reach`, if any, must be a number of pixels")
     config = {"arch": "own", "file": path.name, "role": role}

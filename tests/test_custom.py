@@ -94,6 +94,7 @@ def test_espcn_is_distilled_resumed_and_scored(run, done, images, tiny_teacher, 
 @pytest.mark.parametrize("old, new, words", [
     ("channels = 3", "channels = 4", "must return a module with `scale` .* and `channels`"),
     ("scale = 3", "scale, config = 3, None", "has a `config` of its own"),
+    ("scale = 3", "scale, reach = 3, -1", "`reach`"),
     ("scale = 3", "scale, reach = 3, nn.ReLU()", "its `reach`, if any, must be a number of pixels"),
     ("return ESPCN(32)", "return 1 / 0", "ended with ZeroDivisionError: division by zero (espcn.py, line HERE)"),
     ("return ESPCN(32)", "raise SystemExit('a\\nb')", "ended with SystemExit: a b (espcn.py, line HERE)"),

@@ -137,7 +137,7 @@ def test_table_1(tmp_path):
 
 
 @pytest.mark.parametrize("module, flag, name, content", [
-    (table, "--results=", "ours.json", "{"), (table, "--results=", "ours.json", "[]"),
+    (table, "--results=", "ours.json", "{"), (table, "--results=", "ours.json", "[]"), (table, "--results=", "ours.json", '{"results": {}}'),
     (table, "--results=", "ours.json", '{"results": {"Set5": {"2": {"student": {"psnr": 1}}}}}'),
     (table, "", "m1_1.json", "{}"), (plots, "", "config.json", "[]"), (plots, "--width=", "", "[]"),
     (plots, "--width=", "", '{"args": {}, "results": {"Set14": {}}}')])

@@ -119,6 +119,9 @@ def test_a_checkpoint_with_other_content_is_refused(run, done, images, tiny_teac
         before = contents(tmp_path, "*.pth")
         assert_refused(run(distillation, *flags, f"--resume={path}"), "runs/distillation: the checkpoint's content")
         assert contents(tmp_path, "*.pth") == before
+    for content in ({"parts": {}}, [1]):
+        torch.save(content, path)
+        assert_refused(run(distillation, *flags, f"--resume={path}"), "checkpoint.pth: cannot be read as a checkpoint")
 
 
 def test_a_run_goes_on_in_its_own_folder_with_its_own_settings(run, done, monkeypatch, images, tiny_teacher, tmp_path):

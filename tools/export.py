@@ -226,7 +226,7 @@ def main(args):
         raise InputError("say either which file to write, .onnx or .pt2, or with --compare which teacher to compare")
     if args.threads:
         torch.set_num_threads(args.threads)
-    compare(args) if args.compare else export(args)
+    compare(args) if args.file is None else export(args)
 
 
 if __name__ == "__main__":
