@@ -49,12 +49,12 @@ def run_script(main, args):
         code, line = _explain(error, several)
         which = f" (process {os.environ.get('RANK', 0)})" if several else ""
         print(f"{Path(sys.argv[0]).name}{which}: {line}" if line else traceback.format_exc(), file=sys.stderr)
-    if code and several:
+    if several:
+        if not code and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        os._exit(code)  # sys.exit would wait for the other processes
-    if several and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # its threads would abort the interpreter as it ends
+        os._exit(code or 0)  # sys.exit would wait for the others, and threads that are left may abort the interpreter
     if code:
         sys.exit(code)
 
