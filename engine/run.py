@@ -103,13 +103,13 @@ class Run:
     def rounds(self, count, unit, every):
         """The numbers of the rounds to come in the epoch, below `count`, along a progress bar.
 
-        It shows the epoch's mean losses so far and the last validation PSNR, `every` so many rounds, as that waits for the GPU.
+        Every `every` rounds, as that waits for the GPU, it shows the epoch's mean losses so far and the last PSNR.
         """
         progress = trange(self.round, count, desc=f"epoch {self.epoch}/{self.epochs}", unit=unit, leave=False,
                           disable=parallel.quiet())
         for i in progress:
             yield i
-            if i % every == 0:
+            if i % every == 0 and not progress.disable:
                 shown = {name: f"{value:.2e}" for name, value in self.means(i + 1).items()}
                 psnr = "/".join(f"{value:.2f}" for value in self.psnr.values())
                 progress.set_postfix(shown | ({"PSNR": psnr} if psnr else {}))
