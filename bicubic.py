@@ -5,10 +5,9 @@ method (Zhang et al., CVPR 2021) and of its evaluation. uint8 images are rounded
 of the two passes, as MATLAB does, which reproduces the LR images of the usual benchmarks exactly.
 
     imresize(x, 1 / 3)                     # down_3 of a (B, 1, H, W) batch, ceil(H / 3) rows
-    imresize(x, size=(48, 48))             # to a given size
     imresize(x, 2, padding="symmetric")    # borders as in newer MATLAB
 
-Kernel: Keys' cubic with a = -0.5, widened by 1/scale when shrinking (antialias), weights normalised.
+Kernel: Keys' cubic with a = -0.5, widened by 1/scale when shrinking, weights normalised.
 """
 
 import math
@@ -28,13 +27,13 @@ def _cubic(x):
     return torch.where(x <= 1, near, torch.where(x < 2, far, 0))
 
 
-def _contributions(length, out_length, scale, padding, antialias):
-    """Input indices and weights of each output pixel, both (out_length, taps), weights in float64."""
-    widening = scale if antialias and scale < 1 else 1.0
+def _contributions(length, scale, padding):
+    """Input indices and weights of each output pixel, both (outputs, taps), weights in float64."""
+    widening = min(scale, 1.0)
     width = 4 / widening
     taps = math.ceil(width) + 2
     # Pixel centres sit at 1, 2, ...; an output pixel u covers the input around u / scale.
-    centre = torch.arange(1, out_length + 1, dtype=torch.float64) / scale + 0.5 * (1 - 1 / scale)
+    centre = torch.arange(1, math.ceil(scale * length) + 1, dtype=torch.float64) / scale + 0.5 * (1 - 1 / scale)
     index = torch.floor(centre - width / 2)[:, None] + torch.arange(taps, dtype=torch.float64)
     weight = widening * _cubic(widening * (centre[:, None] - index))
     weight = weight / weight.sum(dim=1, keepdim=True)
@@ -52,15 +51,15 @@ def _contributions(length, out_length, scale, padding, antialias):
 # are small and never evicted: a CUDA graph that was captured with one keeps reading its memory.
 @lru_cache(maxsize=None)
 @torch.inference_mode(False)
-def _matrix(length, out_length, scale, padding, antialias, device, dtype):
-    index, weight = _contributions(length, out_length, scale, padding, antialias)
-    return weight.new_zeros(out_length, length).scatter_add_(1, index, weight).to(device, dtype)
+def _matrix(length, scale, padding, device, dtype):
+    index, weight = _contributions(length, scale, padding)
+    return weight.new_zeros(len(weight), length).scatter_add_(1, index, weight).to(device, dtype)
 
 
 @lru_cache(maxsize=512)
 @torch.inference_mode(False)
-def _taps(length, out_length, scale, padding, antialias, device, dtype):
-    index, weight = _contributions(length, out_length, scale, padding, antialias)
+def _taps(length, scale, padding, device, dtype):
+    index, weight = _contributions(length, scale, padding)
     return list(zip(index.T.contiguous().to(device), weight.T.contiguous().to(device, dtype)))
 
 
@@ -68,10 +67,10 @@ def _taps(length, out_length, scale, padding, antialias, device, dtype):
 _captured_taps = lru_cache(maxsize=None)(lambda *key: _taps(*key))
 
 
-def _resize_rows(image, key, dense):
-    """One pass over dimension -2; `key` holds the arguments of _contributions but the first."""
-    key = (image.shape[-2], *key, image.device, image.dtype)
-    if dense:
+def _resize_rows(image, scale, padding, exact):
+    """One pass over dimension -2. exact: in MATLAB's order of operations."""
+    key = image.shape[-2], scale, padding, image.device, image.dtype
+    if not exact and image.shape[-2] * max(scale, 1) <= _DENSE_LENGTH:
         return _matrix(*key) @ image
     # One tap at a time, in order: the sum MATLAB computes, and no copy of the image per tap is kept.
     capturing = image.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -79,16 +78,14 @@ def _resize_rows(image, key, dense):
                for index, weight in (_captured_taps if capturing else _taps)(*key))
 
 
-def imresize(image, scale=None, size=None, padding="replicate", antialias=True):
+def imresize(image, scale, padding="replicate"):
     """Resize the last two dimensions of `image` with the bicubic kernel.
 
     image: (..., H, W), floating point of any range (differentiable, never rounded or clipped) or uint8
         (rounded half up and clipped to 0..255 after each pass, bit for bit MATLAB's result). Half
         precision is computed in float32 and returned as it came.
-    scale: one positive number, not necessarily an integer; the result has ceil(scale * n) pixels. Or
-    size: (rows, columns) of the result.
-    padding: "replicate" repeats the border pixel, "symmetric" mirrors the image at its border (newer
-        MATLAB). antialias: widen the kernel by 1/scale when shrinking.
+    scale: a positive number, not necessarily an integer; the result has ceil(scale * n) rows or columns.
+    padding: "replicate" repeats the border pixel, "symmetric" mirrors the image at its border (newer MATLAB).
     Returns a tensor (..., H', W') of the same dtype on the same device.
     Raises ValueError on arguments out of range, TypeError on an integer image other than uint8.
     """
@@ -99,25 +96,12 @@ def imresize(image, scale=None, size=None, padding="replicate", antialias=True):
         raise TypeError(f"imresize: the image must be floating point or uint8, not {image.dtype}")
     if padding not in ("replicate", "symmetric"):
         raise ValueError(f"imresize: padding must be replicate or symmetric, not {padding}")
-    if (scale is None) == (size is None):
-        raise ValueError("imresize: give either scale or size, and not both")
-    if size is None:
-        if not 0 < scale < math.inf:
-            raise ValueError(f"imresize: scale must be a positive number, not {scale}")
-        size, scales = [math.ceil(scale * n) for n in image.shape[-2:]], [float(scale)] * 2
-    else:
-        if len(size) != 2 or any(n < 1 or n != int(n) for n in size):
-            raise ValueError(f"imresize: size must be two positive integers (rows, columns), not {size}")
-        scales = [int(m) / n for m, n in zip(size, image.shape[-2:])]
-
+    if not 0 < scale < math.inf:
+        raise ValueError(f"imresize: scale must be a positive number, not {scale}")
     result = image.to(torch.float64 if as_bytes else torch.promote_types(image.dtype, torch.float32))
-    # MATLAB resizes first the dimension that shrinks most, rows when equal.
     with torch.autocast(image.device.type, enabled=False):
-        for dim in (0, 1) if scales[0] <= scales[1] else (1, 0):
-            turned = result.mT if dim else result
-            dense = not as_bytes and max(size[dim], turned.shape[-2]) <= _DENSE_LENGTH
-            turned = _resize_rows(turned, (int(size[dim]), scales[dim], padding, antialias), dense)
-            result = turned.mT if dim else turned
+        for _ in range(2):  # rows, then columns, as MATLAB where both change alike
+            result = _resize_rows(result, float(scale), padding, exact=as_bytes).mT
             if as_bytes:
                 result = (result + 0.5).floor().clamp(0, 255)
     return result.contiguous().to(image.dtype)
