@@ -26,8 +26,8 @@ from data.sources import Bank, dead_leaves_source, folder_source, lr_size, netwo
 from engine import parallel
 from engine.graphs import eager, recorder
 from engine.learner import Learner, autocast, decay, distance, make_optimizer, train_step
-from engine.options import (Parser, add_shared_flags, count, open_run, positive, set_up_device, settle_shared_flags,
-                            weight, whole)
+from engine.options import (Parser, add_shared_flags, count, positive, set_up_device, settle_shared_flags, weight,
+                            whole)
 from engine.run import Run
 from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
 from figure.plots import save_curves
@@ -377,7 +377,8 @@ def main(args):
                            [draw(scale, -1, args.batchSize) for scale in scales])
         return validation.psnr(student)
 
-    run = open_run(args, "distillation", losses(generators), validate, teacher=fingerprint(teacher))
+    run = Run(args.nEpochs, losses(generators), validate, args.device, vars(args), script="distillation",
+              teacher=fingerprint(teacher))
     with run:
         trained = {}
         if not args.test_only:

@@ -18,8 +18,8 @@ from data.sources import start_images
 from engine import parallel
 from engine.graphs import recorder
 from engine.learner import Learner, decay, distance, make_optimizer, train_step
-from engine.options import (Parser, add_shared_flags, count, number, open_run, positive, set_up_device,
-                            settle_shared_flags)
+from engine.options import Parser, add_shared_flags, count, number, positive, set_up_device, settle_shared_flags
+from engine.run import Run
 from figure.plots import save_curves
 from models import PRESETS, build_model, half_width
 from models.from_teacher import student_from_teacher
@@ -110,8 +110,8 @@ def main(args):
     args.loss_type = args.loss_type or ("MSE" if model.upscaled_input else "L1")
     benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device, args.self_ensemble)
     validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
-    run = open_run(args, "train_teacher", validate=lambda model, epoch: validation.psnr(model),
-                   initial=fingerprint(pretrained) if pretrained else None, **model.config)
+    run = Run(args.nEpochs, ("loss",), lambda model, epoch: validation.psnr(model), args.device, vars(args),
+              script="train_teacher", initial=fingerprint(pretrained) if pretrained else None, **model.config)
     if not args.test_only:
         paths = find_training_images(args.data_dir, args.val_dataset == HELD_OUT)
         patches = TrainingPatches(paths, scales, args.patch_size, args.seed, args.device, model.channels,

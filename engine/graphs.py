@@ -23,11 +23,10 @@ def recorder(device, plain=False):
 class Recorder:
     """recorder(function, *arguments) is function(*arguments), from its fourth call on replayed as a CUDA graph.
 
-    Tensors and Python floats, made tensors, among the arguments are inputs, which may change with every call; a
-    torch.Generator goes on drawing from the seed it has. Everything else (networks, integers, names) belongs to the
-    function: another value is another graph, so no number is frozen in one unnoticed. Give every number that changes as
-    an argument, not by a closure. The result, a tensor, is copied out of the one pool of memory that all graphs share,
-    since the next replay of any of them may write there. Raises InputError where a function cannot be recorded.
+    Inputs, which may change with every call, are tensors, floats (made tensors) and torch.Generators, drawn from by the
+    seeds they have. Everything else (networks, integers, names) belongs to the function: another value is another graph.
+    Give every number that changes as an argument: one of a closure stays what it was. Returns a tensor, a copy, since all
+    graphs share one pool of memory. Raises InputError where a function cannot be recorded.
     """
 
     def __init__(self, device):

@@ -1,8 +1,7 @@
 """A network that learns: distances, learning rates, Muon, and a step of descent in any precision.
 
-On a GPU a step is some hundreds of short kernels. Recorded once as a CUDA graph (engine.graphs) they run back to back,
-which takes that nothing in a step waits for the GPU or depends on the host: learning rates, the scale of the loss and
-what was not finite are tensors on the device. The same steps, unrecorded, serve the CPU and `--plain`.
+So that a step can be recorded as a CUDA graph (engine.graphs), nothing in it waits for the GPU or depends on the host:
+learning rates, the scale of the loss and what was not finite are tensors on the device.
 """
 
 import math
@@ -26,8 +25,7 @@ def distance(loss_type):
 def decay(schedule, epochs_done, epochs, step=10):
     """The factor on a learning rate after `epochs_done` (a fraction, too) of `epochs` epochs.
 
-    schedule: "step" divides by 10 every `step` epochs; "cosine" falls to 0; "trapezoid" stays, and from half way falls
-    to 0 in a straight line.
+    schedule: "step" divides by 10 every `step` epochs; "cosine" falls to 0; "trapezoid" does from half way, in a line.
     """
     done = min(epochs_done / epochs, 1)
     if schedule == "trapezoid":
@@ -37,25 +35,18 @@ def decay(schedule, epochs_done, epochs, step=10):
     return 0.1 ** (int(epochs_done) // step)
 
 
-# ---- optimizers ------------------------------------------------------------------------------------
-
-
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan 2024) for convolution kernels, Adam for all else, as one optimizer that fits into a CUDA graph.
+    """Muon (Jordan 2024) for the kernels `hidden`, Adam for the tensors `others`; torch.optim.Muon takes matrices only.
 
-    The direction of a kernel (O, I, h, w) is its momentum, with Nesterov, as a matrix (O, I h w) made orthogonal by five
-    Newton-Schulz steps; kernels of one shape are one batched product. torch.optim.Muon takes matrices only.
-    hidden: kernels, in groups as they come; others: tensors. lr is Muon's, without a factor by the matrix's shape; Adam's
-    is a third of it. weight_decay is decoupled from the gradient, as in AdamW.
+    The direction of a kernel (O, I, h, w) is its Nesterov momentum, made orthogonal as a matrix (O, I h w). lr is Muon's,
+    with no factor by the matrix's shape; Adam's is a third of it. weight_decay is decoupled, as in AdamW.
     """
 
     _step_supports_amp_scaling = True  # GradScaler then leaves it to `found_inf` to skip a step, and waits for nothing
 
     def __init__(self, hidden, others, lr=LR["muon"], momentum=0.95, weight_decay=0.0):
-        by_shape = {}
-        for kernel in hidden:
-            by_shape.setdefault(kernel.shape, []).append(kernel)
-        groups = [dict(params=kernels, muon=True) for kernels in by_shape.values()]
+        groups = [dict(params=[kernel for kernel in hidden if kernel.shape == shape], muon=True)  # one batched product
+                  for shape in dict.fromkeys(kernel.shape for kernel in hidden)]
         groups += [dict(params=others, muon=False, lr=lr / 3)] if others else []
         # capturable: with the weights on a GPU, torch loads Adam's count of steps to there as well.
         super().__init__(groups, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, capturable=True))
@@ -67,14 +58,12 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
-        skip = getattr(self, "found_inf", None)  # 1 where the gradient is not finite: then everything stays as it is
+        go = 1 - getattr(self, "found_inf", 0)  # 0 where the gradient is not finite: then everything stays as it is
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if not weights:
                 continue
-            gradients, go = [weight.grad for weight in weights], 1.0
-            if skip is not None:
-                gradients, go = [gradient.nan_to_num(0, 0, 0) for gradient in gradients], 1 - skip.to(weights[0].device)
+            gradients = [weight.grad.nan_to_num(0, 0, 0) for weight in weights]
             if group["muon"]:
                 buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
                 nesterov = [gradient.lerp(buffer.lerp_(gradient, (1 - group["momentum"]) * go), group["momentum"])
@@ -94,30 +83,24 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices, steps=5):
-    """About the nearest matrices with orthonormal rows, (count, rows, columns), by Newton-Schulz (Jordan 2024).
-
-    The quintic's coefficients bring singular values from 0.003 to 1 to between 0.7 and 1.2.
-    """
+    """About the nearest matrices with orthonormal rows, (count, rows, columns), by Newton-Schulz (Jordan 2024)."""
     x = matrices / (torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True) + 1e-12)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
-    for _ in range(steps):
+    for _ in range(steps):  # which bring singular values from 0.003 to 1 to between 0.7 and 1.2
         square = x @ x.mT
         x = 3.4445 * x + (2.0315 * square @ square - 4.7750 * square) @ x
     return x.mT if tall else x
 
 
 def make_optimizer(network, name, lr=None, momentum=0.9, weight_decay=0.0):
-    """The optimizer `name` ("sgd", "adam", "muon") of those of the network's parameters that learn.
-
-    lr: default LR[name]. Muon takes every convolution kernel but the first and the last.
-    """
+    """The optimizer `name` ("sgd", "adam", "muon") of the network's parameters that learn. lr: default LR[name]."""
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     lr = LR[name] if lr is None else lr
-    if name == "muon":
+    if name == "muon":  # for every convolution kernel but the first and the last
         kernels = [weight for weight in weights if weight.dim() == 4][1:-1]
-        among = set(map(id, kernels))
-        return Muon(kernels, [weight for weight in weights if id(weight) not in among], lr, weight_decay=weight_decay)
+        others = [weight for weight in weights if weight not in set(kernels)]
+        return Muon(kernels, others, lr, weight_decay=weight_decay)
     fused = weights[0].device.type in ("cpu", "cuda")
     if name == "adam":
         # Its first steps run unrecorded, of which PyTorch warns.
@@ -130,16 +113,13 @@ def make_optimizer(network, name, lr=None, momentum=0.9, weight_decay=0.0):
     return optimizer
 
 
-# ---- a step ----------------------------------------------------------------------------------------
-
-
 def autocast(device, precision):
     """The context in which networks on that device compute in that precision (see DTYPES)."""
     return torch.autocast(device.type, DTYPES[precision], enabled=DTYPES[precision] != torch.float32)
 
 
 class Learner:
-    """A network and its optimizer. network's weights are float32; what it computes is of `precision` (see DTYPES).
+    """A network of float32 weights, that computes in `precision` (see DTYPES), and its optimizer.
 
     clip: the largest norm of the gradient. loss: the loss's name, for NotFinite.
     """
@@ -152,24 +132,20 @@ class Learner:
         self.failure = torch.zeros(2, device=self.device)  # the first loss and gradient's norm that are not both finite
         # Summed losses have large gradients, which overflow fp16 in the first steps unless the scale begins small. In
         # other precisions it stays 1, and the scaler only keeps what is not finite from the weights.
-        scaled = precision == "fp16"
-        self.least_scale = 2.0**-24 if scaled else 1.0  # at and below, an overflow is not put down to the scale
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, init_scale=2.0**-8 if scaled else 1.0, growth_interval=100 if scaled else 2**31 - 1,
-            enabled=self.device.type in ("cpu", "cuda"))
+        scale, steps, least = (2.0**-8, 100, 2.0**-24) if precision == "fp16" else (1.0, 2**31 - 1, 1.0)
+        self.least_scale = least  # at and below, an overflow is not put down to the scale
+        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=scale, growth_interval=steps,
+                                           enabled=self.device.type in ("cpu", "cuda"))
         for group in optimizer.param_groups:  # tensors, which a recorded step reads anew every time
             group["initial_lr"], group["lr"] = group["lr"], torch.tensor(group["lr"], device=self.device)
 
     def set_rate(self, factor):
-        """The learning rates of the steps to come, as a part of those the optimizer was made with."""
+        """Make the learning rates `factor` times those that the optimizer was made with."""
         for group in self.optimizer.param_groups:
             group["lr"].fill_(factor * group["initial_lr"])
 
     def step(self, loss):
-        """One step to lower `loss`, the gradient's norm clipped; none where loss or gradient is not finite.
-
-        Returns the loss, detached, the sum over the processes where there are several.
-        """
+        """One step to lower `loss`; none where loss or gradient is not finite. Returns its sum over the processes."""
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward(inputs=self.weights)  # no other network's, through which the loss may go
         loss = parallel.sum_gradients(self.weights, loss.detach())

@@ -10,20 +10,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.table import format_table, paper_scores
-from engine import parallel
 from utils import append_line, device_name, git_revision, save_json, write_atomically
 
 
 class Log:
-    """The records in the folder `path`. Of several processes only the leader writes. tensorboard: write for it, too."""
+    """The records in the folder `path`, which of several processes only the leader writes. tensorboard: for it, too."""
 
     def __init__(self, path, tensorboard=False):
         self.path, self.tensorboard = Path(path), tensorboard
 
     def line(self, text):
         """Print a line and append it to log.txt."""
-        if not parallel.leader():
-            return
         with suppress(OSError):  # whoever read our output is gone; log.txt still has it
             tqdm.write(text)
         append_line(self.path / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
@@ -36,8 +33,7 @@ class Log:
 
     def epoch(self, epoch, losses, psnr, **more):
         """A line of metrics.jsonl and one in words. losses: {name: mean}. psnr: {scale: dB}."""
-        metrics = {"epoch": epoch, **losses, "psnr": psnr, **more}
-        append_line(self.path / "metrics.jsonl", json.dumps(metrics))
+        append_line(self.path / "metrics.jsonl", json.dumps({"epoch": epoch, **losses, "psnr": psnr, **more}))
         terms = [f"{name} {value:.3e}" for name, value in losses.items()]
         self.line(f"epoch {epoch}: " + ", ".join(terms + [f"x{scale} {value:.2f} dB" for scale, value in psnr.items()]))
         self._board(epoch, {**losses, **more, **{f"PSNR/x{scale}": value for scale, value in psnr.items()}})

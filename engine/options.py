@@ -11,15 +11,7 @@ import torch
 
 from engine import parallel
 from engine.learner import LR
-from engine.log import Log
-from engine.run import Run
 from utils import InputError, choose_device, set_up_cpu
-
-# Flags that do not make another run: paths, logging, device and how it computes. (The scripts pass what is in
-# the file that --pretrained names.) --nEpochs, too, may change when a run is resumed; but a shorter or longer one
-# does not begin in the folder of another.
-MAY_CHANGE = {"resume", "pretrained", "save_dir", "output", "data_dir", "data_test", "self_ensemble", "threads",
-              "device", "precision", "plain", "checkpoint_every", "tensorboard"}
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -41,14 +33,13 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def number(kind, least, most=2**31 - 1, above=False):
-    """An argparse type: a `kind` from `least` (`above`: more than that) to `most`."""
+def number(kind, least, most=2**31 - 1):
+    """An argparse type: a `kind` from `least` to `most`."""
 
     def parse(text):
         value = kind(text)
-        if not least <= value <= most or above and value == least:
-            low = "above" if above else "at least"
-            raise argparse.ArgumentTypeError(f"{text[:40]} is not {low} {least} and at most {most}")
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text[:40]} is not at least {least} and at most {most}")
         return value
 
     parse.__name__ = {int: "integer", float: "number"}[kind]
@@ -57,7 +48,7 @@ def number(kind, least, most=2**31 - 1, above=False):
 
 count = number(int, 1)
 whole = number(int, 0)
-positive = number(float, 0, above=True)
+positive = number(float, 1e-12)
 weight = number(float, 0)
 
 
@@ -104,11 +95,8 @@ def add_shared_flags(parser):
 
 
 def settle_shared_flags(args, script, output):
-    """Fill in the defaults that depend on other flags; refuse those that contradict one another, and places that cannot
-    be written: before training, not after. Touches nothing else.
-
-    script and output: what names the default --save_dir, and the default --output.
-    """
+    """Fill in defaults that depend on other flags; refuse contradictions, and before training what could not be written
+    after it. script and output: what names the default --save_dir, and the default --output."""
     for name, value in vars(args).items():
         if value == "":
             raise InputError(f"--{name}: is empty")
@@ -134,13 +122,12 @@ def settle_shared_flags(args, script, output):
         raise InputError("--tensorboard: needs pip install tensorboard")
     if Path(args.output).is_dir():
         raise InputError(f"--output {args.output}: is a folder")
-    for flag, given, folder in (("save_dir", args.save_dir, Path(args.save_dir).absolute()),
-                                ("output", args.output, Path(args.output).absolute().parent)):
-        standing = next(place for place in (folder, *folder.parents) if place.exists())
-        try:
-            TemporaryFile(dir=standing).close()
-        except OSError as error:
-            raise InputError(f"--{flag} {given}: {standing} cannot be written to ({error.strerror})") from None
+    folder = Path(args.output).absolute().parent
+    standing = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        TemporaryFile(dir=standing).close()
+    except OSError as error:
+        raise InputError(f"--output {args.output}: {standing} cannot be written to ({error.strerror})") from None
 
 
 def set_up_device(args):
@@ -162,12 +149,3 @@ def best_precision(device):
         return "fp16"
     has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # PyTorch has no public name for it
     return "bf16" if device.type == "cpu" and has_bf16() else "fp32"
-
-
-def open_run(args, script, losses=("loss",), validate=None, **identity):
-    """The Run that the flags describe, see engine.run.Run. identity: what else makes another run."""
-    settings = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
-    settings |= {"script": script, **identity}
-    return Run(args.save_dir, Log(args.save_dir, args.tensorboard), settings, vars(args), args.resume, epochs=args.nEpochs,
-               losses=losses, first_epoch=args.start_epoch, batch=args.batchSize, every=args.checkpoint_every,
-               device=args.device, validate=validate)

@@ -1,8 +1,7 @@
 """One run as several processes, a share of every batch each: torchrun --nproc_per_node=N train_teacher.py ...
 
-All processes draw the same random numbers for the whole batch and keep their share of it, and losses are sums, so
-that N processes make the same steps as one. The first of them, the leader, writes, prints and scores. Without
-torchrun everything here does nothing.
+All draw the same random numbers for the whole batch and keep their share of it, and losses are sums, so that N processes
+make the same steps as one. The first, the leader, writes, prints and scores. Without torchrun nothing here does anything.
 """
 
 import os
@@ -20,19 +19,19 @@ _waiting = None  # the process group, of gloo, in which processes wait for one a
 
 def join(device):
     """Find the other processes, where torchrun started any. Returns this one's device."""
+    global _waiting
     if world() == 1:
         return device
-    if device.type == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
-        if local >= torch.cuda.device_count():
-            raise InputError(f"--nproc_per_node: more processes than the {torch.cuda.device_count()} GPUs here")
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
-    global _waiting
-    on_gpu = device.type == "cuda"
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=STEP if on_gpu else PATIENCE)
-    _waiting = dist.new_group(backend="gloo", timeout=PATIENCE) if on_gpu else None
-    return device
+    if device.type != "cuda":
+        dist.init_process_group("gloo", timeout=PATIENCE)
+        return device
+    local = int(os.environ["LOCAL_RANK"])
+    if local >= torch.cuda.device_count():
+        raise InputError(f"--nproc_per_node: more processes than the {torch.cuda.device_count()} GPUs here")
+    torch.cuda.set_device(local)
+    dist.init_process_group("nccl", timeout=STEP)
+    _waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return torch.device("cuda", local)
 
 
 def world():
@@ -73,13 +72,12 @@ def sum_gradients(weights, loss):
     """Sum the weights' gradients, in place, and `loss` over the processes, in one message. Returns the sum of losses."""
     if world() == 1:
         return loss
-    loss = loss.clone()
-    parts = [loss, *(weight.grad for weight in weights if weight.grad is not None)]
+    parts = [loss.clone(), *(weight.grad for weight in weights if weight.grad is not None)]
     message = torch.cat([part.flatten() for part in parts])
     dist.all_reduce(message)
     for part, summed in zip(parts, message.split([part.numel() for part in parts])):
-        part.copy_(summed.reshape(part.shape))
-    return loss
+        part.copy_(summed.view_as(part))
+    return parts[0]
 
 
 def make_equal(network):
@@ -90,10 +88,9 @@ def make_equal(network):
 
 def largest(number):
     """The largest of the processes' integers."""
-    if world() == 1:
-        return number
     maximum = torch.tensor(number)
-    dist.all_reduce(maximum, dist.ReduceOp.MAX, group=_waiting)
+    if world() > 1:
+        dist.all_reduce(maximum, dist.ReduceOp.MAX, group=_waiting)
     return maximum.item()
 
 

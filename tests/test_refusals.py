@@ -35,7 +35,7 @@ SHARED = [  # flags beside those of a tiny run, and what the line must say; one 
     ("--device=meta", "--device meta"), ("--val_dataset=Set5+Set14", "--val_dataset"), ("--data_test=", "--data_test"),
     ("--data_test=Set5+Set6", "Set6"), ("--pretrained=nowhere.pth", "nowhere.pth"), ("--output=.", "--output"),
     ("--resume=nowhere.pth", "nowhere.pth"), ("--resume=auto --test_only", "--test_only"),
-    ("--save_dir=/proc/nowhere", "/proc/nowhere"), ("--save_dir=/dev/null", "--save_dir"),
+    ("--save_dir=/proc/nowhere", "/proc/nowhere"), ("--save_dir=/dev/null", "/dev/null"),
     ("--align", ".py: error: unrecognized arguments: --align (--help lists the flags)"),
     ("--output=/proc/x.pth", "--output /proc/x.pth"), ("--output=/dev/null/x.pth", "--output"),
     *((f"--{flag}={name}.pth", f"{name}.pth") for flag in ("pretrained", "resume") for name in ("list", "generator"))]
