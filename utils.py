@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -38,29 +37,26 @@ def run_script(main, args):
     4: another process of the run is gone; 128 + number: ended by a signal.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
+        stream.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
     several, code = int(os.environ.get("WORLD_SIZE", 1)) > 1, 0
     try:
         main(args)
     except SystemExit as stop:
         code = stop.code
     except BaseException as error:
-        code, line = _explain(error, several)
+        code, line = _explain(error)
         which = f" (process {os.environ.get('RANK', 0)})" if several else ""
         print(f"{Path(sys.argv[0]).name}{which}: {line}" if line else traceback.format_exc(), file=sys.stderr)
-    if several:
-        if not code and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(code or 0)  # sys.exit would wait for the others, and threads that are left may abort the interpreter
-    if code:
+    if not several:
         sys.exit(code)
+    if not code and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(code or 0)  # sys.exit would wait for the others, and threads that are left may abort the interpreter
 
 
-def _explain(error, several):
-    """(exit code, what went wrong in one line; None for a bug). several: whether the run has more processes."""
+def _explain(error):
+    """(exit code, what went wrong in one line; None for a bug)."""
     words, go_on = str(error), "; to go on, add --resume=auto to the same command"
     has = lambda phrases: isinstance(error, RuntimeError) and re.search(phrases, words)
     if isinstance(error, InputError):
@@ -71,15 +67,12 @@ def _explain(error, several):
         return 2, "error: out of memory; lower --batchSize, --n_feats, --latent or the size of the images"
     if isinstance(error, NotFinite):
         return 3, f"error: {words}; the weights were not touched, and a checkpoint from before is kept"
-    if several and has("gloo|Gloo|NCCL"):
+    if has("gloo|Gloo|NCCL"):
         return 4, f"error: another process of the run is gone, its own message says why{go_on}"
-    if isinstance(error, Stopped):
-        number, resumable = error.args
+    if isinstance(error, (Stopped, KeyboardInterrupt)):
+        number, resumable = error.args or (signal.SIGINT, False)
         return 128 + number, f"stopped by {signal.Signals(number).name}{go_on if resumable else ''}"
-    return (128 + signal.SIGINT, "interrupted") if isinstance(error, KeyboardInterrupt) else (1, None)
-
-
-# ---- randomness ------------------------------------------------------------------------------------
+    return 1, None
 
 
 def stream_seed(seed, *key):
@@ -98,9 +91,6 @@ def seed_everything(seed, *key):
     torch.manual_seed(stream_seed(seed, *key))
 
 
-# ---- files -----------------------------------------------------------------------------------------
-
-
 def _flush(file):
     """Flush an open file to the disk, where its file system can: some network and FUSE mounts cannot."""
     file.flush()
@@ -111,11 +101,8 @@ def _flush(file):
             raise
 
 
-def write_atomically(path, content, keep=None):
-    """Write the bytes `content` beside `path`, flush them to disk, then rename to `path`.
-
-    keep: what is at `path` so far stays under this name. Raises InputError, `path` untouched.
-    """
+def write_atomically(path, content):
+    """Write the bytes `content` to the file `path`: all of them or, with an InputError, none."""
     path = Path(path)
     beside = path.with_name(path.name + ".part")
     try:
@@ -123,12 +110,6 @@ def write_atomically(path, content, keep=None):
         with open(beside, "wb") as file:
             file.write(content)
             _flush(file)
-        if keep and path.exists():
-            keep.unlink(missing_ok=True)
-            try:
-                os.link(path, keep)  # not renamed: at every moment there is something at `path`
-            except OSError:  # a file system without links
-                shutil.copyfile(path, keep)
         os.replace(beside, path)
     except OSError as error:
         with suppress(OSError):
@@ -146,11 +127,11 @@ def append_line(path, line):
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
-def save_atomically(content, path, keep=None):
-    """torch.save, atomically; `keep` as in write_atomically."""
+def save_atomically(content, path):
+    """torch.save, atomically."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_atomically(path, buffer.getbuffer(), keep)
+    write_atomically(path, buffer.getbuffer())
 
 
 def save_model(model, path):
@@ -172,13 +153,10 @@ def save_json(content, path):
     write_atomically(path, (json.dumps(content, indent=2, default=str) + "\n").encode("ascii"))
 
 
-# ---- the device ------------------------------------------------------------------------------------
-
-
 def choose_device(name):
     """The torch.device of --device; auto is CUDA where there is one. Raises InputError."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
@@ -190,17 +168,12 @@ def choose_device(name):
 
 
 def set_up_cpu(threads):
-    """Use `threads` CPU threads (0: torch's choice), and let freed memory stay with the process.
-
-    glibc hands every large tensor's memory back to the system, and the page faults of getting it again
-    cost up to half of a small network's step on the CPU (mallopt M_TRIM_THRESHOLD, M_MMAP_THRESHOLD).
-    """
+    """Use `threads` CPU threads (0: torch's choice), and let freed memory stay with the process."""
     if threads:
         torch.set_num_threads(threads)
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-1, 2**31 - 1)
-        libc.mallopt(-3, 2**31 - 1)
+    if platform.libc_ver()[0] == "glibc":  # page faults cost up to half of a small network's step
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: how large is what goes back to the system
+            ctypes.CDLL(None).mallopt(parameter, 2**31 - 1)
 
 
 def device_name(device):
@@ -215,6 +188,6 @@ def device_name(device):
 def git_revision():
     """The commit of this repository, with -dirty where files differ; "unknown" outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    with suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    with suppress(OSError):
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
     return "unknown"

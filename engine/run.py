@@ -5,6 +5,7 @@ place in the run are all that a resumed run needs to end bit for bit as if it ha
 """
 
 import os
+import shutil
 import signal
 import time
 import zipfile
@@ -145,8 +146,10 @@ class Run:
         if self.log and parallel.leader():
             content = {name: getattr(self, name) for name in KEPT}
             content["parts"] = {name: part.state_dict() for name, part in self.parts.items()}
-            save_atomically(content, self.path / "checkpoint.pth",
-                            keep=self.path / "checkpoint_previous.pth" if self.newest_is_good else None)
+            newest = self.path / "checkpoint.pth"
+            if newest.exists() and self.newest_is_good:
+                shutil.copyfile(newest, self.path / "checkpoint_previous.pth")  # at every moment one of them is whole
+            save_atomically(content, newest)
             self.saved, self.newest_is_good = time.time(), True
 
     def means(self, rounds):

@@ -56,7 +56,7 @@ def test_names_that_the_terminal_or_a_file_cannot_show(monkeypatch, tmp_path, en
 
 
 @pytest.mark.parametrize("processes, error, ends", [
-    (1, None, []), (2, None, ["destroyed", 0]), (2, SystemExit(0), ["destroyed", 0]), (2, SystemExit(2), [2]),
+    (1, None, 0), (2, None, ["destroyed", 0]), (2, SystemExit(0), ["destroyed", 0]), (2, SystemExit(2), [2]),
     (2, InputError("x"), [2]), (2, utils.NotFinite("x"), [3]), (2, RuntimeError("gloo: connection closed"), [4]),
     (2, utils.Stopped(15, True), [143]), (2, KeyboardInterrupt(), [130]), (2, ZeroDivisionError("a bug"), [1]),
     (1, InputError("x"), 2), (1, SystemExit(5), 5), (1, utils.Stopped(2, True), 130), (1, MemoryError(), 2)])
