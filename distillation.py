@@ -319,11 +319,11 @@ def settle(args):
         args.bank = -(-args.iter * args.stu_step * args.batchSize // 4) if reuse else 0
 
 
-def warn_of_a_bad_teacher(validation, teacher, path, log):
+def warn_of_a_bad_teacher(validation, teacher, path, run):
     """Say so where the teacher is worse than bicubic on an image: its file was taken for something else, perhaps."""
     ours, bicubic = validation.one_image(teacher)
     if ours < bicubic:
-        log.line(f"warning: {path}: gives {ours:.2f} dB on an image where bicubic gives {bicubic:.2f}; is it the network "
+        run.log(f"warning: {path}: gives {ours:.2f} dB on an image where bicubic gives {bicubic:.2f}; is it the network "
                  "that it was taken for?")
 
 
@@ -383,7 +383,7 @@ def main(args):
         trained = {}
         if not args.test_only:
             if parallel.leader():
-                warn_of_a_bad_teacher(validation, teacher, args.pretrained, run.log)
+                warn_of_a_bad_teacher(validation, teacher, args.pretrained, run)
             student = first_student(args, settings, run, teacher, config)
             images = labelled(args, settings, teacher, draw, call)
             networks["student"] = distil(teacher, student, images, settings, generators, config["n_resblocks"], run, call)
@@ -400,9 +400,9 @@ def report(args, run, networks, benchmarks, trained):
         save_sample_sheet(run.path / "samples", run.path / "samples.png", benchmarks.scales)
         save_curves(run.path)
     with run.interruptible():
-        run.log.report(benchmarks, networks, vars(args), **trained)
+        run.report(benchmarks, networks, **trained)
         save_comparison(run.path / "comparison.png", benchmarks.examples(networks))
-    run.log.line(f"student: {args.student or args.output}; pictures and results: {run.path}")
+    run.log(f"student: {args.student or args.output}; pictures and results: {run.path}")
 
 
 if __name__ == "__main__":

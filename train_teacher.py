@@ -127,11 +127,10 @@ def main(args):
         if parallel.leader():
             if trained:
                 save_model(model, args.output)
-                run.log.line(f"the trained network is {args.output}")
+                run.log(f"the trained network is {args.output}")
                 save_curves(run.path)
             with run.interruptible():
-                run.log.report(benchmarks, {"teacher" if args.model_type == "origin" else "student": model}, vars(args),
-                               **trained)
+                run.report(benchmarks, {"teacher" if args.model_type == "origin" else "student": model}, **trained)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A network that learns: distances, learning rates, Muon, and a step of descent in any precision.
 
-So that a step can be recorded as a CUDA graph (engine.graphs), nothing in it waits for the GPU or depends on the host:
-learning rates, the scale of the loss and what was not finite are tensors on the device.
+A step can be recorded as a CUDA graph: rates, the loss's scale and what was not finite are tensors on the device.
 """
 
 import math
@@ -119,10 +118,7 @@ def autocast(device, precision):
 
 
 class Learner:
-    """A network of float32 weights, that computes in `precision` (see DTYPES), and its optimizer.
-
-    clip: the largest norm of the gradient. loss: the loss's name, for NotFinite.
-    """
+    """A network of float32 weights and its optimizer. clip: the gradient's largest norm. loss: its name in NotFinite."""
 
     def __init__(self, network, optimizer, precision="fp32", clip=math.inf, loss="the loss"):
         self.network, self.optimizer, self.precision, self.clip, self.loss = network, optimizer, precision, clip, loss

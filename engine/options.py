@@ -15,8 +15,6 @@ from utils import InputError, choose_device, set_up_cpu
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The description as it is written; defaults shown where there are any."""
-
     def _get_help_string(self, action):
         none = action.default is None or action.default is False
         return action.help if none else super()._get_help_string(action)
@@ -66,14 +64,12 @@ def add_shared_flags(parser):
     add("--clip", type=positive, default=0.4, help="largest norm of the trained network's gradient")
     add("--momentum", type=number(float, 0, 1), default=0.9, help="of sgd")
     add("--weight-decay", "--wd", type=weight, help="(default: 1e-4 for sgd, 0 for adam and muon)")
-    add("--loss_type", choices=("MSE", "L1"),
-        help="summed squared or absolute error (default: MSE for vdsr, L1 for edsr)")
+    add("--loss_type", choices=("MSE", "L1"), help="squared or absolute error (default: MSE for vdsr, L1 for edsr)")
     add("--student_init", choices=("random", "teacher"), default="random",
         help="how a narrower network starts: at random, or fitted to its teacher's layers (models/from_teacher.py)")
     add("--scale", type=int, choices=(0, 2, 3, 4), default=0, help="0: all of the network's, at random")
     add("--start-epoch", type=count, default=1, help="begin at this epoch of the schedules")
-    add("--resume", metavar="CHECKPOINT",
-        help="go on from this checkpoint.pth; auto: from the newest in --save_dir, if any")
+    add("--resume", metavar="CHECKPOINT", help="go on from this checkpoint.pth; auto: the newest in --save_dir, if any")
     add("--checkpoint_every", type=positive, default=5, metavar="MINUTES", help="besides after every epoch")
     add("--threads", type=number(int, 0, 1024), default=0, help="CPU threads; 0: as many as cores")
     add("--val_dataset", help="set scored after each epoch (default: Set5); held_out: twenty training "
@@ -114,8 +110,6 @@ def settle_shared_flags(args, script, output):
         raise InputError(f"--start-epoch {args.start_epoch}: is beyond --nEpochs {args.nEpochs}")
     if args.resume and args.test_only:
         raise InputError("--resume: cannot go with --test_only, which does not train")
-    if args.test_only and any(Path(args.save_dir).glob("checkpoint*.pth")):
-        raise InputError(f"--save_dir {args.save_dir}: holds a run; give --test_only another folder")
     if args.batchSize % parallel.world():
         raise InputError(f"--batchSize {args.batchSize}: is no multiple of the {parallel.world()} processes")
     if args.tensorboard and not find_spec("tensorboard"):

@@ -1,22 +1,27 @@
-"""A training run's place, its checkpoints, and being interrupted and going on.
+"""A training run: its place, its folder with checkpoints and records, and being interrupted and going on.
 
 Everything random in a step depends on the seed and the step's number alone, so the networks, their optimizers and the
 place in the run are all that a resumed run needs to end bit for bit as if it had never stopped.
 """
 
+import json
 import os
+import shlex
 import shutil
 import signal
+import sys
 import time
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 from tqdm import tqdm, trange
 
+from data.table import format_table, paper_scores
 from engine import parallel
-from engine.log import Log
-from utils import InputError, NotFinite, Stopped, save_atomically, save_json, save_model
+from utils import (InputError, NotFinite, Stopped, append_line, device_name, git_revision, save_atomically, save_json,
+                   save_model, write_atomically)
 
 # What a checkpoint says of where the run is: what comes next, steps made, best and last validation PSNR.
 PLACE = ("epoch", "round", "step", "steps", "best", "psnr")
@@ -30,19 +35,18 @@ MAY_CHANGE = {"resume", "pretrained", "save_dir", "output", "data_dir", "data_te
 class Run:
     """Where a run is (epoch, round and step: what comes next; steps: made) and the mean losses of its epoch.
 
-    epochs: how many in all. losses: their names. validate(network, epoch): {scale: PSNR} after an epoch. flags: a
-    dict of the script's; without, the run leaves nothing. identity: what besides flags must be the same where the run is
-    resumed. Raises InputError on a checkpoint that cannot serve, or a folder that holds another run.
+    losses: their names. validate(network, epoch): {scale: PSNR} after an epoch. flags: a dict of the script's; without,
+    the run leaves nothing. identity: what besides flags must be the same where the run is resumed. Raises InputError on
+    a checkpoint that cannot serve, or a folder that holds another run.
 
     Nothing is written before it is entered as a context manager. From then on SIGINT and SIGTERM end it after the
-    step, with a checkpoint.
+    step, with a checkpoint. Of several processes only the leader writes.
     """
 
     def __init__(self, epochs=1, losses=("loss",), validate=None, device="cpu", flags=None, **identity):
         self.epochs, self.losses, self.validate = epochs, losses, validate
         self.flags = flags or {"start_epoch": 1, "checkpoint_every": 5}
-        self.log = Log(flags["save_dir"], flags["tensorboard"]) if flags else None
-        self.path = self.log and self.log.path
+        self.path = Path(flags["save_dir"]) if flags else None
         self.settings = {name: value for name, value in self.flags.items() if name not in MAY_CHANGE} | identity
         self.epoch, self.round, self.step, self.steps = self.flags["start_epoch"], 0, 0, 0
         self.psnr, self.best, self.sums = {}, float("-inf"), torch.zeros(len(losses), device=device)
@@ -98,7 +102,7 @@ class Run:
                                  f"({str(error).splitlines()[0]})") from None
 
     def rounds(self, count, unit, every):
-        """The numbers of the rounds to come in the epoch, below `count`, along a progress bar.
+        """The numbers of the epoch's rounds to come, below `count`, along a progress bar.
 
         Every `every` rounds, as that waits for the GPU, it shows the epoch's mean losses so far and the last PSNR.
         """
@@ -127,23 +131,24 @@ class Run:
             with self.interruptible():
                 psnr = self.validate(learner.network.eval(), self.epoch)
         parallel.wait()
-        if self.log and parallel.leader():
+        if self.path and parallel.leader():
             save_model(learner.network, self.path / "model_last.pth")
             mean = sum(psnr.values()) / max(len(psnr), 1)
             if mean > self.best:
                 self.best = mean
                 save_model(learner.network, self.path / "model_best.pth")
-            images = (self.steps - self.steps_before) * self.flags["batchSize"]
-            self.log.epoch(self.epoch, self.means(self.round), psnr, seconds=round(self.seconds, 1),
-                           lr=learner.optimizer.param_groups[0]["lr"].item(), loss_scale=learner.scaler.get_scale(),
-                           images_per_second=round(images / (time.time() - self.epoch_started), 1))
+            self._log_epoch(psnr, learner)
         self.epoch, self.round, self.step, self.psnr = self.epoch + 1, 0, 0, psnr
         self.sums.zero_()
         self.save()
 
+    def means(self, rounds):
+        """{name: mean of the epoch's losses so far, over `rounds` rounds}."""
+        return dict(zip(self.losses, (self.sums / rounds).tolist()))
+
     def save(self):
         """checkpoint.pth, and the one before as checkpoint_previous.pth."""
-        if self.log and parallel.leader():
+        if self.path and parallel.leader():
             content = {name: getattr(self, name) for name in KEPT}
             content["parts"] = {name: part.state_dict() for name, part in self.parts.items()}
             newest = self.path / "checkpoint.pth"
@@ -152,18 +157,55 @@ class Run:
             save_atomically(content, newest)
             self.saved, self.newest_is_good = time.time(), True
 
-    def means(self, rounds):
-        """{name: mean of the epoch's losses so far, over `rounds` rounds}."""
-        return dict(zip(self.losses, (self.sums / rounds).tolist()))
+    def log(self, text):
+        """Print a line and append it to log.txt."""
+        with suppress(OSError):  # whoever read our output is gone; log.txt still has it
+            tqdm.write(text)
+        append_line(self.path / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+
+    def _log_epoch(self, psnr, learner):
+        """A line of metrics.jsonl and one in words."""
+        losses, images = self.means(self.round), (self.steps - self.steps_before) * self.flags["batchSize"]
+        more = {"seconds": round(self.seconds, 1), "lr": learner.optimizer.param_groups[0]["lr"].item(),
+                "loss_scale": learner.scaler.get_scale(),
+                "images_per_second": round(images / (time.time() - self.epoch_started), 1)}
+        append_line(self.path / "metrics.jsonl", json.dumps({"epoch": self.epoch, **losses, "psnr": psnr, **more}))
+        terms = [f"{name} {value:.3e}" for name, value in losses.items()]
+        terms += [f"x{scale} {value:.2f} dB" for scale, value in psnr.items()]
+        self.log(f"epoch {self.epoch}: {', '.join(terms)}")
+        self._board(self.epoch, {**losses, **more, **{f"PSNR/x{scale}": value for scale, value in psnr.items()}})
+
+    def report(self, benchmarks, networks, **trained):
+        """Score the networks ({name: network}): results.json, with what made them, and a table."""
+        results, protocol = benchmarks.scores(networks), benchmarks.protocol(networks)
+        command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+        save_json({"results": results, "protocol": protocol, **trained, "date": time.strftime("%Y-%m-%d"),
+                   "device": device_name(self.flags["device"]), "git": git_revision(), "command": command,
+                   "networks": {name: network.config for name, network in networks.items()}, "args": self.flags},
+                  self.path / "results.json")
+        self._board(self.epochs, {
+            f"{name}/{which} x{scale}": score["psnr"] for name, by_scale in results.items()
+            for scale, row in by_scale.items() for which, score in row.items()})
+        self.log(format_table(results, protocol, paper_scores(next(iter(networks.values())))))
+
+    def _board(self, step, numbers):
+        if self.flags["tensorboard"]:
+            from torch.utils.tensorboard import SummaryWriter
+
+            with SummaryWriter(self.path / "tensorboard") as writer:
+                for name, value in numbers.items():
+                    writer.add_scalar(name, value, step)
 
     def __enter__(self):
         parallel.wait()  # until all have read what the folder holds
-        if self.log and parallel.leader():
+        if self.path and parallel.leader():
             if not self.state:
                 for pattern in ("checkpoint*.pth", "model_*.pth", "results.json", "samples/epoch_*.png"):
                     for path in self.path.glob(pattern):
                         path.unlink()
-            self.log.keep_epochs(self.epoch - self.flags["start_epoch"])
+            metrics = self.path / "metrics.jsonl"  # in which epochs come again, or is half a line of a run that was killed
+            lines = metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []
+            write_atomically(metrics, b"".join(lines[:self.epoch - self.flags["start_epoch"]]))
             save_json(self.flags, self.path / "config.json")
         self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
