@@ -13,8 +13,8 @@ from engine.learner import Learner
 class Tape(TorchDispatchMode):
     """In the place of torch.cuda.CUDAGraph and, as a context manager, torch.cuda.graph: operations on given memory.
 
-    The numbers of Python that go into them stay what they were, only tensors and registered generators change; what is
-    written or drawn meanwhile is taken back; a step that reads a value, which would wait for the device, is refused.
+    Numbers of Python stay what they were, only tensors and registered generators change; what is written or drawn
+    meanwhile is taken back; a step that reads a value is refused.
     """
 
     def __init__(self):
@@ -28,8 +28,8 @@ class Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         if function is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError("the step waits for the device")
-        if (drawn := kwargs.get("generator")) and drawn.initial_seed() not in map(torch.Generator.initial_seed,
-                                                                                   self.generators):
+        drawn = kwargs.get("generator")
+        if drawn and drawn.initial_seed() not in map(torch.Generator.initial_seed, self.generators):
             raise RuntimeError("the step draws from a generator that is none of its arguments")
         for argument, given in zip(function._schema.arguments, args):
             if argument.is_write:
@@ -59,12 +59,8 @@ class Tape(TorchDispatchMode):
 def tapes_for_graphs():
     """While it lasts, a Recorder works on the CPU, by tapes. Yields a list of all the tapes."""
     tapes = []
-
-    def new_tape():
-        tapes.append(Tape())
-        return tapes[-1]
-
-    fakes = dict(CUDAGraph=new_tape, graph=lambda tape, pool, stream: tape, graph_pool_handle=mock.MagicMock,
+    fakes = dict(CUDAGraph=lambda: tapes.append(Tape()) or tapes[-1],
+                 graph=lambda tape, pool, stream: tape, graph_pool_handle=mock.MagicMock,
                  Stream=mock.MagicMock, current_stream=mock.MagicMock, stream=contextlib.nullcontext)
     # On the CPU a step looks at once for what is not finite.
     with mock.patch.multiple(torch.cuda, **fakes), mock.patch.object(Learner, "check"):

@@ -1,7 +1,6 @@
 """What steps are made of: distances, learning rates, optimizers, descent, half precision."""
 
 import copy
-import itertools
 import math
 
 import pytest
@@ -104,22 +103,19 @@ def test_orthogonalized_matrices_have_singular_values_near_one(rows, columns):
     assert orthogonalize(torch.zeros(1, rows, columns)).eq(0).all()
 
 
-@pytest.mark.parametrize("network, first, last", [
-    (VDSR(3, 4), "head.weight", "tail.weight"), (EDSR(2, 4), "head.0.weight", "tail.1.weight")])
-def test_muon_takes_the_kernels_between_the_first_and_the_last(network, first, last):
+def test_muon_takes_the_kernels_between_the_first_and_the_last():
+    network = EDSR(2, 4)
     optimizer = make_optimizer(network, "muon", 3e-3)
     kinds = {weight: group["muon"] for group in optimizer.param_groups for weight in group["params"]}
     for name, weight in network.named_parameters():
-        assert kinds[weight] == (weight.dim() == 4 and name not in (first, last))
+        assert kinds[weight] == (weight.dim() == 4 and name not in ("head.0.weight", "tail.1.weight"))
     assert {(group["muon"], group["lr"]) for group in optimizer.param_groups} == {(True, 3e-3), (False, 1e-3)}
     assert all(len({weight.shape for weight in group["params"]}) == 1
                for group in optimizer.param_groups if group["muon"])
 
 
 class Patchwork(nn.Module):
-    """A frozen mean shift, a layer that nothing uses, batch normalisation. scale, channels: as of --model's."""
-
-    scale, channels, upscaled_input = 2, 1, True
+    """A frozen mean shift, a layer that nothing uses, batch normalisation."""
 
     def __init__(self):
         super().__init__()
@@ -166,20 +162,22 @@ def test_a_step_follows_the_clipped_gradient():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("loss_type", ["L1", "MSE"])  # of L1 the gradient is finite where the loss is not
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_step_that_is_not_finite_changes_nothing(name, loss_type, value, monkeypatch):
+@pytest.mark.parametrize("loss_type, value", [("L1", math.inf), ("MSE", math.nan)])  # L1's gradient is finite all the same
+def test_a_step_whose_loss_is_not_finite_changes_nothing(name, loss_type, value):
     learner = new_learner(name)
     take_steps(learner, 2)
     weights, state = copy.deepcopy((learner.network.state_dict(), learner.optimizer.state_dict()["state"]))
-    with pytest.raises(NotFinite, match="the loss is (nan|inf)"):
+    with pytest.raises(NotFinite, match=f"the loss is {value}"):
         train_step(learner, torch.rand(2, 1, 8, 8), torch.full((2, 1, 8, 8), value), distance(loss_type))
     torch.testing.assert_close(learner.network.state_dict(), weights, rtol=0, atol=0)
     torch.testing.assert_close(learner.optimizer.state_dict()["state"], state, rtol=0, atol=0)
-    learner, weight = learner_of([1.0, 2.0], name)
+
+
+def test_a_gradient_that_is_not_finite_is_told(monkeypatch):
+    learner, weight = learner_of([1.0, 2.0])
     with pytest.raises(NotFinite, match="the loss is 0, its gradient's norm nan"):
         learner.step((weight * 0).sqrt().sum())
-    learner, weight = learner_of([1.0, 2.0], name, loss="the sum")
+    learner, weight = learner_of([1.0, 2.0], loss="the sum")
     with monkeypatch.context() as patch:  # as on a GPU, where nothing looks after every step
         patch.setattr(Learner, "check", lambda self: None)
         for zero in (weight - weight.detach(), 0 * weight):  # the first failure is told
@@ -239,19 +237,7 @@ def test_best_precision(device, has_bf16, best, monkeypatch):
     assert best_precision(torch.device(device)) == best
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_learners_state_goes_on_where_it_was(name, precision):
-    """Six steps, or three and, by a new learner with the state, three."""
-    whole, part, resumed = (new_learner(name, precision) for _ in range(3))
-    take_steps(whole, 6)
-    take_steps(part, 3)
-    resumed.load_state_dict(copy.deepcopy(part.state_dict()))
-    take_steps(resumed, 3, first=3)
-    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("first, then", [*itertools.permutations(("fp32", "bf16", "fp16"), 2)])
+@pytest.mark.parametrize("first, then", [("fp32", "fp16"), ("fp16", "bf16")])
 def test_a_run_may_go_on_in_another_precision(first, then):
     """With the scale of a loss that is usual in it; what is not finite still shows."""
     before, after = new_learner("sgd", first), new_learner("sgd", then)
