@@ -24,8 +24,8 @@ class Recorder:
     """recorder(function, *arguments) is function(*arguments), from its fourth call on replayed as a CUDA graph.
 
     Inputs, which may change with every call, are tensors, floats (made tensors) and torch.Generators, drawn from by the
-    seeds they have. Everything else (networks, integers, names) belongs to the function: another value is another graph.
-    Give every number that changes as an argument: one of a closure stays what it was. Returns a tensor, a copy, since all
+    seeds they have. All else (networks, integers, names) belongs to the function: another value is another graph. Give
+    every number that changes as an argument: one of a closure stays what it was. Returns a tensor, a copy, since all
     graphs share one pool of memory. Raises InputError where a function cannot be recorded.
     """
 

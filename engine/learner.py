@@ -37,8 +37,8 @@ def decay(schedule, epochs_done, epochs, step=10):
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan 2024) for the kernels `hidden`, Adam for the tensors `others`; torch.optim.Muon takes matrices only.
 
-    The direction of a kernel (O, I, h, w) is its Nesterov momentum, made orthogonal as a matrix (O, I h w). lr is Muon's,
-    with no factor by the matrix's shape; Adam's is a third of it. weight_decay is decoupled, as in AdamW.
+    The direction of a kernel (O, I, h, w) is its Nesterov momentum, made orthogonal as a matrix (O, I h w). lr is
+    Muon's, with no factor by the matrix's shape; Adam's is a third of it. weight_decay is decoupled, as in AdamW.
     """
 
     _step_supports_amp_scaling = True  # GradScaler then leaves it to `found_inf` to skip a step, and waits for nothing
@@ -118,7 +118,7 @@ def autocast(device, precision):
 
 
 class Learner:
-    """A network of float32 weights and its optimizer. clip: the gradient's largest norm. loss: its name in NotFinite."""
+    """A network of float32 weights and its optimizer. clip: the gradient's largest norm. loss: its name in errors."""
 
     def __init__(self, network, optimizer, precision="fp32", clip=math.inf, loss="the loss"):
         self.network, self.optimizer, self.precision, self.clip, self.loss = network, optimizer, precision, clip, loss

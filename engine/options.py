@@ -1,4 +1,4 @@
-"""The flags both scripts have: parsing, the defaults that depend on others, and what a main sets up by them."""
+"""The flags both scripts have, the defaults that depend on others, and what a main sets up by them."""
 
 import argparse
 import os
@@ -65,15 +65,13 @@ def add_shared_flags(parser):
     add("--momentum", type=number(float, 0, 1), default=0.9, help="of sgd")
     add("--weight-decay", "--wd", type=weight, help="(default: 1e-4 for sgd, 0 for adam and muon)")
     add("--loss_type", choices=("MSE", "L1"), help="squared or absolute error (default: MSE for vdsr, L1 for edsr)")
-    add("--student_init", choices=("random", "teacher"), default="random",
-        help="how a narrower network starts: at random, or fitted to its teacher's layers (models/from_teacher.py)")
+    add("--student_init", choices=("random", "teacher"), default="random", help="at random, or fitted to its teacher")
     add("--scale", type=int, choices=(0, 2, 3, 4), default=0, help="0: all of the network's, at random")
     add("--start-epoch", type=count, default=1, help="begin at this epoch of the schedules")
     add("--resume", metavar="CHECKPOINT", help="go on from this checkpoint.pth; auto: the newest in --save_dir, if any")
     add("--checkpoint_every", type=positive, default=5, metavar="MINUTES", help="besides after every epoch")
     add("--threads", type=number(int, 0, 1024), default=0, help="CPU threads; 0: as many as cores")
-    add("--val_dataset", help="set scored after each epoch (default: Set5); held_out: twenty training "
-        "images, which are not trained on then")
+    add("--val_dataset", help="set scored after each epoch (default: Set5); held_out: twenty training images, left out")
     add("--data_test", metavar="A+B", help="sets scored at the end (default: all that are found)")
     add("--self_ensemble", action="store_true", help="score the mean of outputs over eight flips and turns")
     add("--data_dir", "--tmp_data_dir", default="datasets", help="folder of the image sets")
@@ -110,6 +108,8 @@ def settle_shared_flags(args, script, output):
         raise InputError(f"--start-epoch {args.start_epoch}: is beyond --nEpochs {args.nEpochs}")
     if args.resume and args.test_only:
         raise InputError("--resume: cannot go with --test_only, which does not train")
+    if args.test_only and any(Path(args.save_dir).glob("checkpoint*.pth")):
+        raise InputError(f"--save_dir {args.save_dir}: holds a run; give --test_only another folder")
     if args.batchSize % parallel.world():
         raise InputError(f"--batchSize {args.batchSize}: is no multiple of the {parallel.world()} processes")
     if args.tensorboard and not find_spec("tensorboard"):
@@ -125,7 +125,7 @@ def settle_shared_flags(args, script, output):
 
 
 def set_up_device(args):
-    """Join the other processes, if any; set threads, TF32 and how kernels are chosen. Fills in --device and --precision."""
+    """Join other processes; set threads, TF32 and how kernels are chosen. Fills in --device and --precision."""
     args.device = parallel.join(choose_device(args.device))
     if args.precision == "auto":
         args.precision = "fp32" if args.plain or getattr(args, "model", None) else best_precision(args.device)

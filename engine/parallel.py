@@ -1,7 +1,7 @@
 """One run as several processes, a share of every batch each: torchrun --nproc_per_node=N train_teacher.py ...
 
-All draw the same random numbers for the whole batch and keep their share of it, and losses are sums, so that N processes
-make the same steps as one. The first, the leader, writes, prints and scores. Without torchrun nothing here does anything.
+All draw the same random numbers for the whole batch and keep their share of it, and losses are sums, so that they make
+the same steps as one process. The first, the leader, writes, prints and scores. Without torchrun all this does nothing.
 """
 
 import os
@@ -69,7 +69,7 @@ def total(tensor):
 
 
 def sum_gradients(weights, loss):
-    """Sum the weights' gradients, in place, and `loss` over the processes, in one message. Returns the sum of losses."""
+    """Sum the weights' gradients, in place, and `loss` over the processes, in one message. Returns the losses' sum."""
     if world() == 1:
         return loss
     parts = [loss.clone(), *(weight.grad for weight in weights if weight.grad is not None)]

@@ -26,8 +26,8 @@ from utils import (InputError, NotFinite, Stopped, append_line, device_name, git
 # What a checkpoint says of where the run is: what comes next, steps made, best and last validation PSNR.
 PLACE = ("epoch", "round", "step", "steps", "best", "psnr")
 KEPT = (*PLACE, "sums", "seconds", "settings")
-# Flags that do not make another run: paths, logging, device and how it computes. (What is in the file that --pretrained
-# names does.) --nEpochs, too, may change when a run is resumed; but a shorter or longer one does not begin in its folder.
+# Flags that do not make another run: paths, logging, device and how it computes. (What is in --pretrained does.)
+# --nEpochs, too, may change when a run is resumed; but a shorter or longer one does not begin in its folder.
 MAY_CHANGE = {"resume", "pretrained", "save_dir", "output", "data_dir", "data_test", "self_ensemble", "threads",
               "device", "precision", "plain", "checkpoint_every", "tensorboard"}
 
@@ -37,10 +37,8 @@ class Run:
 
     losses: their names. validate(network, epoch): {scale: PSNR} after an epoch. flags: a dict of the script's; without,
     the run leaves nothing. identity: what besides flags must be the same where the run is resumed. Raises InputError on
-    a checkpoint that cannot serve, or a folder that holds another run.
-
-    Nothing is written before it is entered as a context manager. From then on SIGINT and SIGTERM end it after the
-    step, with a checkpoint. Of several processes only the leader writes.
+    a checkpoint that cannot serve, or a folder that holds another run. Nothing is written before it is entered as a
+    context manager, then by the leader; SIGINT and SIGTERM then end it after the step, with a checkpoint.
     """
 
     def __init__(self, epochs=1, losses=("loss",), validate=None, device="cpu", flags=None, **identity):
@@ -80,7 +78,7 @@ class Run:
             tqdm.write(f"warning: {error}")
             state, self.newest_is_good = _read(paths[1]), False
         theirs, ours = state["settings"], self.settings
-        different = [f"{name} was {theirs.get(name)}, is {ours.get(name)}" for name in sorted(theirs.keys() | ours.keys())
+        different = [f"{name} was {theirs.get(name)}, is {ours.get(name)}" for name in sorted({*theirs, *ours})
                      if theirs.get(name) != ours.get(name) and not (resume and name == "nEpochs")]
         if different:
             raise InputError(f"{self.path}: was left by other settings; give another --save_dir, or remove it "
@@ -102,9 +100,9 @@ class Run:
                                  f"({str(error).splitlines()[0]})") from None
 
     def rounds(self, count, unit, every):
-        """The numbers of the epoch's rounds to come, below `count`, along a progress bar.
+        """The epoch's rounds to come, below `count`, along a progress bar.
 
-        Every `every` rounds, as that waits for the GPU, it shows the epoch's mean losses so far and the last PSNR.
+        It shows mean losses and the last PSNR, new every `every` rounds, since that waits for the GPU.
         """
         self.epoch_started, self.steps_before = time.time(), self.steps
         progress = trange(self.round, count, desc=f"epoch {self.epoch}/{self.epochs}", unit=unit, leave=False,
@@ -203,7 +201,7 @@ class Run:
                 for pattern in ("checkpoint*.pth", "model_*.pth", "results.json", "samples/epoch_*.png"):
                     for path in self.path.glob(pattern):
                         path.unlink()
-            metrics = self.path / "metrics.jsonl"  # in which epochs come again, or is half a line of a run that was killed
+            metrics = self.path / "metrics.jsonl"  # where epochs come again, or a run that was killed left half a line
             lines = metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []
             write_atomically(metrics, b"".join(lines[:self.epoch - self.flags["start_epoch"]]))
             save_json(self.flags, self.path / "config.json")
@@ -228,7 +226,6 @@ class Run:
         self._stop(self.stop_at_once and number)
 
     def _stop(self, number):
-        """End the run, where a signal's number says so."""
         if number:
             raise Stopped(number, bool(self.parts))
 

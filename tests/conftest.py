@@ -72,8 +72,7 @@ def few_places(monkeypatch):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """run(script module, flags...) runs a script in an empty folder, in this process; it draws no curves, which take
-    longer than a tiny run, and does not wait for the disk."""
+    """run(script module, flags...) runs a script in an empty folder, in this process, without curves and the disk."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     for name in ("distillation", "train_teacher"):
@@ -83,12 +82,9 @@ def run(tmp_path, monkeypatch, capsys):
         flags = [*map(str, flags)]
         monkeypatch.setattr(sys, "argv", [script.__file__, *flags])
         capsys.readouterr()
-        code = 0
-        try:
+        with pytest.raises(SystemExit) as stop:
             utils.run_script(script.main, script.parse_arguments(flags))
-        except SystemExit as stop:
-            code = stop.code
-        return subprocess.CompletedProcess(sys.argv, code, *capsys.readouterr())
+        return subprocess.CompletedProcess(sys.argv, stop.value.code, *capsys.readouterr())
 
     return run_script
 

@@ -1,5 +1,6 @@
 """Running the scripts, flags of tiny runs, what tests ask of the runs they made, and small images."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -60,8 +61,7 @@ def assert_same_run(a, b):
 
 
 def weights_equal(a, b):
-    a, b = load_model(a).state_dict(), load_model(b).state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    return utils.fingerprint(load_model(a)) == utils.fingerprint(load_model(b))
 
 
 def contents(folder, pattern="*"):
@@ -71,13 +71,11 @@ def contents(folder, pattern="*"):
 
 def assert_refused(process, *words):
     """Exit code 2 and one line on stderr, which holds all `words`."""
-    assert process.returncode == 2, process.stderr
-    lines = process.stderr.splitlines()
-    assert len(lines) == 1 and "error: " in lines[0], process.stderr
-    assert all(word in lines[0] for word in words), lines[0]
+    assert process.returncode == 2 and process.stderr.count("\n") == 1, process.stderr
+    assert all(word in process.stderr for word in ("error: ", *words)), process.stderr
 
 
-# A server that has imported torch once forks each process, which saves seconds every time.
+# A server that has imported torch once forks each process.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["distillation", "train_teacher", "torch._dynamo"])  # the last: by every optimizer
 
@@ -96,8 +94,7 @@ def _script(script, flags, folder, output, prepare, environment):
 
 
 def start(script, flags, folder, output=None, prepare=dict, **environment):
-    """A process that runs distillation or train_teacher in `folder`; what it prints goes to stdout and stderr in
-    `output`. prepare: called in it beforehand."""
+    """A process that runs the script in `folder` and prints to stdout and stderr in `output`, after prepare()."""
     arguments = script.__name__, flags, folder, output or folder, prepare, environment
     process = PROCESSES.Process(target=_script, args=arguments)
     process.start()
@@ -106,11 +103,11 @@ def start(script, flags, folder, output=None, prepare=dict, **environment):
 
 def die_at(event, number):
     """Have this process get signal `number` at the event of that number: a step, or a file's way to the disk."""
-    count = iter(range(1, event + 1))
+    events = itertools.count(1)
 
     def counted(function):
         def call(*arguments):
-            if next(count, None) == event:
+            if next(events) == event:
                 os.kill(os.getpid(), number)
             return function(*arguments)
         return call

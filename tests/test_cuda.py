@@ -16,7 +16,7 @@ from engine.learner import Learner, distance, make_optimizer, train_step
 from engine.run import Run
 from models import VDSR, Generator
 from tests.helpers import read, student_flags, weights_equal
-from tests.test_graphs import same_weights
+from tests.test_graphs import check_kinds_of_arguments, same_weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 GPU = torch.device("cuda")
@@ -121,14 +121,5 @@ def test_imresize_of_large_images_replays_in_a_cuda_graph():
     torch.testing.assert_close(y.cpu(), imresize(x.cpu(), 1 / 3), rtol=1e-5, atol=1e-5)
 
 
-def test_a_graph_for_every_shape_of_input_and_none_for_every_seed():
-    """Nor for every number: floats are inputs."""
-    stream, record = torch.Generator("cuda"), Recorder(GPU)
-    function = lambda x, factor, stream: factor * x + torch.rand(len(x), generator=stream, device="cuda")
-    for i in range(6):
-        for size in (3, 4):
-            x, outputs = torch.rand(size, device="cuda"), []
-            for way in (record, eager):
-                outputs.append(way(function, x, i / 4, stream.manual_seed(i)))
-            assert torch.equal(*outputs)
-    assert len(record.graphs) == 2
+def test_what_kinds_of_arguments_do():
+    check_kinds_of_arguments(Recorder(GPU), GPU)

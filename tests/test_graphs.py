@@ -39,23 +39,26 @@ def test_a_distillation_of_recorded_steps_ends_the_same(source, flags):
     assert len(tapes) >= 6 and same_weights(networks, others)
 
 
-def test_what_kinds_of_arguments_do():
+def check_kinds_of_arguments(record, device):
     """Tensors, floats and generators are inputs of one graph; another shape, number or name is another graph."""
 
     def function(x, factor, power, stream, sign):
-        return factor * x**power + (torch.rand(1, generator=stream) if sign == "+" else -x)
+        return factor * x**power + (torch.rand(1, generator=stream, device=device) if sign == "+" else -x)
 
-    stream, expected = torch.Generator(), torch.Generator()
-    with tapes_for_graphs() as tapes:
-        record, kept = Recorder(CPU), []
-        for i in range(8):
-            for size, power, sign in ((3, 2, "+"), (4, 2, "+"), (3, 3, "+"), (3, 2, "-")):
-                x = torch.rand(size)
-                stream.manual_seed(i), expected.manual_seed(i)
-                output = record(function, x, i / 2, power, stream, sign)
-                kept.append((output, function(x, i / 2, power, expected, sign)))
-    assert len(tapes) == 4
+    (stream, expected), kept = (torch.Generator(device) for _ in range(2)), []
+    for i in range(8):
+        for size, power, sign in ((3, 2, "+"), (4, 2, "+"), (3, 3, "+"), (3, 2, "-")):
+            x = torch.rand(size, device=device)
+            for generator in (stream, expected):
+                generator.manual_seed(i)
+            kept.append((record(function, x, i / 2, power, stream, sign), function(x, i / 2, power, expected, sign)))
+    assert len(record.graphs) == 4
     assert all(torch.equal(*pair) for pair in kept)  # the first, too: a replay does not overwrite what it gave before
+
+
+def test_what_kinds_of_arguments_do():
+    with tapes_for_graphs():
+        check_kinds_of_arguments(Recorder(CPU), CPU)
 
 
 def test_what_a_graph_cannot_hold_shows():

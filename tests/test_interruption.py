@@ -64,21 +64,25 @@ def test_a_killed_run_ends_as_if_it_had_not_been(images, tiny_teacher, tmp_path,
     assert not list((tmp_path / "run").glob("*.part"))
 
 
+@pytest.fixture
+def flags(images, tiny_teacher):
+    return tiny_flags(distillation, images, tiny_teacher, "--scale=2", "--save_dir=run")
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_in_one_line(run, done, monkeypatch, images, tiny_teacher, tmp_path, number, code):
+def test_a_signal_ends_the_run_in_one_line(run, done, monkeypatch, flags, tmp_path, number, code):
     """After the step while it trains, at once while it scores."""
-    flags = tiny_flags(distillation, images, tiny_teacher, "--scale=2", "--nEpochs=1")
-    advance = Run.advance
+    flags, advance = (*flags, "--nEpochs=1", "--resume=auto"), Run.advance
     for place in ((Run, "advance", lambda *place: signal.raise_signal(number) or advance(*place)),
                   (distillation.Benchmarks, "scores", lambda *_, **__: signal.raise_signal(number))):
         with monkeypatch.context() as patch:
             patch.setattr(*place)
-            stopped = run(distillation, *flags, "--resume=auto")
+            stopped = run(distillation, *flags)
         assert stopped.returncode == code and len(stopped.stderr.splitlines()) == 1
         assert "stopped by" in stopped.stderr and "--resume=auto" in stopped.stderr
-        assert not (tmp_path / "runs/distillation/results.json").exists()
-    done(distillation, *flags, "--resume=auto")
-    assert read(tmp_path / "runs/distillation")[0]["student_steps"] == 4
+        assert not (tmp_path / "run/results.json").exists()
+    done(distillation, *flags)
+    assert read(tmp_path / "run")[0]["student_steps"] == 4
     codes = []
     monkeypatch.setattr(os, "_exit", codes.append)  # a second interrupt ends at once
     with pytest.raises(utils.Stopped), Run():
@@ -88,81 +92,73 @@ def test_a_signal_ends_the_run_in_one_line(run, done, monkeypatch, images, tiny_
         assert codes == [130] * (number == signal.SIGINT)
 
 
-def test_auto_falls_back_to_the_checkpoint_before(run, done, images, tiny_teacher, tmp_path):
+def test_auto_falls_back_to_the_checkpoint_before(run, done, flags, tmp_path):
     """Also from one bit that is not what it was, which torch.load would let pass."""
-    flags = tiny_flags(distillation, images, tiny_teacher, "--scale=2")
-    for name in ("whole", "part"):
+    for name in ("whole", "run"):
         done(distillation, *flags, f"--save_dir={name}")
-    newest, before = tmp_path / "part/checkpoint.pth", tmp_path / "part/checkpoint_previous.pth"
+    newest, before = tmp_path / "run/checkpoint.pth", tmp_path / "run/checkpoint_previous.pth"
     kept, content = before.read_bytes(), newest.read_bytes()
     numbers = torch.load(newest, weights_only=True)["parts"]["student"]["network"]["head.weight"].numpy().tobytes()
     newest.write_bytes(content.replace(numbers, bytes([numbers[0] ^ 1]) + numbers[1:]))
     assert newest.read_bytes() != content and torch.load(newest, weights_only=True)
     assert_refused(run(distillation, *flags, f"--resume={newest}"), "checkpoint.pth: ", "damaged")
-    again = done(distillation, *flags, "--save_dir=part", "--resume=auto")
+    again = done(distillation, *flags, "--resume=auto")
     assert "warning" in again.stdout and "damaged" in again.stdout
-    assert_same_run(tmp_path / "whole", tmp_path / "part")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
     assert before.read_bytes() == kept  # what was damaged did not take its place
     for path in (newest, before):
         path.write_bytes(b"rubbish")
-    assert_refused(run(distillation, *flags, "--save_dir=part", "--resume=auto"), "checkpoint_previous.pth: cannot be read")
+    assert_refused(run(distillation, *flags, "--resume=auto"), "checkpoint_previous.pth: cannot be read")
 
 
-def test_a_checkpoint_with_other_content_is_refused(run, done, images, tiny_teacher, tmp_path):
-    flags = tiny_flags(distillation, images, tiny_teacher, "--scale=2", "--nEpochs=1")
-    done(distillation, *flags)
-    path = tmp_path / "runs/distillation/checkpoint.pth"
+def test_a_checkpoint_with_other_content_is_refused(run, done, flags, tmp_path):
+    done(distillation, *flags, "--nEpochs=1")
+    path = tmp_path / "run/checkpoint.pth"
     good = torch.load(path, weights_only=True)
-    parts = good["parts"]
-    for student in ({}, {**parts["student"], "network": {}}):
-        torch.save(good | {"parts": parts | {"student": student}}, path)
-        before = contents(tmp_path, "*.pth")
-        assert_refused(run(distillation, *flags, f"--resume={path}"), "runs/distillation: the checkpoint's content")
-        assert contents(tmp_path, "*.pth") == before
-    for content in ({"parts": {}}, [1]):
+    networks = good["parts"] | {"student": {**good["parts"]["student"], "network": {}}}
+    for content, words in ((good | {"parts": {}}, "run: the checkpoint's content does not fit"),
+                           (good | {"parts": networks}, "run: the checkpoint's content does not fit"),
+                           ({"parts": {}}, "checkpoint.pth: cannot be read as a checkpoint"),
+                           ([1], "checkpoint.pth: cannot be read as a checkpoint")):
         torch.save(content, path)
-        assert_refused(run(distillation, *flags, f"--resume={path}"), "checkpoint.pth: cannot be read as a checkpoint")
+        before = contents(tmp_path, "*.pth")
+        assert_refused(run(distillation, *flags, f"--resume={path}"), words)
+        assert contents(tmp_path, "*.pth") == before
 
 
-def test_a_run_goes_on_in_its_own_folder_with_its_own_settings(run, done, monkeypatch, images, tiny_teacher, tmp_path):
+def test_a_run_goes_on_in_its_folder_with_its_settings(run, done, monkeypatch, images, tiny_teacher, flags, tmp_path):
     """Whatever differs is listed and refused, and nothing is touched; length, places and the machine may."""
-    flags = tiny_flags(distillation, images, tiny_teacher, "--scale=2", "--nEpochs=1")
+    flags, checkpoint = (*flags, "--nEpochs=1"), "--resume=run/checkpoint.pth"
     done(distillation, *flags)
-    folder, checkpoint = tmp_path / "runs/distillation", "--resume=runs/distillation/checkpoint.pth"
-    model = load_model(tiny_teacher)
+    folder, model = tmp_path / "run", load_model(tiny_teacher)
     model.tail.weight.data += 1
     utils.save_model(model, tmp_path / "other.pth")
     before = contents(tmp_path)
-    changed = ("--lr=0.5", "--latent=5", "--momentum=0.5")
     for more in ((), ("--resume=auto",), (checkpoint,)):
-        assert_refused(run(distillation, *flags, *changed, *more), "runs/distillation", "lr was 0.1, is 0.5",
-                       "latent was 4, is 5", "momentum was 0.9, is 0.5")
+        assert_refused(run(distillation, *flags, "--lr=0.5", "--latent=5", *more), "run: was left by other settings; "
+                       "give another --save_dir", "lr was 0.1, is 0.5", "latent was 4, is 5")
     for words, script, *more in (
-            ("script was distillation, is train_teacher", train_teacher, *teacher_flags(images),
-             "--save_dir=runs/distillation", "--resume=auto"),
+            ("script was distillation, is train_teacher", train_teacher, *teacher_flags(images), "--save_dir=run",
+             "--resume=auto"),
             ("teacher was", distillation, *flags, "--pretrained=other.pth", "--resume=auto"),
             ("nEpochs was 1, is 2", distillation, *flags, "--nEpochs=2"),
             ("its own folder", distillation, *flags, checkpoint, "--save_dir=b"),
-            ("holds a run", distillation, "--test_only", "--pretrained", tiny_teacher, "--student", tiny_teacher,
-             "--save_dir=runs/distillation")):
+            ("holds a run", distillation, *flags, "--test_only", "--student", tiny_teacher)):
         assert_refused(run(script, *more), words)
     assert contents(tmp_path) == before
     whole = outcome(folder)
     with monkeypatch.context() as patch:  # the same once more begins anew, and resumes as itself
         patch.setattr(Run, "advance", lambda self, *place: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(distillation, *flags).returncode == 130
-    assert [*folder.glob("*.pth")] == []
     done(distillation, *flags, "--resume=auto")
     assert outcome(folder) == whole
-    (folder / "results.json").rename(tmp_path / "results.json")
+    (folder / "results.json").unlink()
     assert_refused(run(distillation, *flags), "holds this run, unfinished; add --resume=auto")
-    (tmp_path / "results.json").rename(folder / "results.json")
-    allowed = ("--nEpochs=2", "--output=b.pth", "--checkpoint_every=1", "--plain", checkpoint)
-    done(distillation, *flags, *allowed)
+    done(distillation, *flags, "--nEpochs=2", "--output=b.pth", "--checkpoint_every=1", "--plain", checkpoint)
     assert [m["epoch"] for m in read(folder)[1]] == [1, 2]
     assert_refused(run(distillation, *flags, checkpoint), "--nEpochs 1", "has made 2 already")
     (folder / "checkpoint.pth").unlink()
-    assert_refused(run(distillation, *flags, "--lr=0.5"), "other settings; give another --save_dir", "lr was 0.1")
+    assert_refused(run(distillation, *flags, "--lr=0.5"), "lr was 0.1")  # by the one before
 
 
 @pytest.mark.parametrize("script, call", [(train_teacher, 4), (distillation, 14)])
@@ -183,19 +179,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, monkeypatch, images, tiny_
     assert all(torch.isfinite(t).all() for part in state["parts"].values() for t in part["network"].values())
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "model_last.pth", "checkpoint.pth"])
-def test_a_full_disk_is_one_line(run, done, monkeypatch, images, tiny_teacher, tmp_path, name):
+@pytest.mark.parametrize("name", ["metrics.jsonl", "model_last.pth.part", "checkpoint.pth.part"])
+def test_a_full_disk_is_one_line(run, done, monkeypatch, flags, tmp_path, name):
     """The system reports it as the second epoch's files are written; the first epoch's checkpoint stays."""
-    flags = tiny_flags(distillation, images, tiny_teacher, "--scale=2")
     done(distillation, *flags, "--nEpochs=1")
 
-    def full(file):
-        if name in str(file.name) and (name != "metrics.jsonl" or not str(file.name).endswith(".part")):
+    def full(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(f"/{name}"):
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(utils, "_flush", full)
-        assert_refused(run(distillation, *flags, "--resume=auto"), name, "No space left on device")
+        patch.setattr(os, "fsync", full)
+        assert_refused(run(distillation, *flags, "--resume=auto"), name.removesuffix(".part"), "No space left")
     assert not list(tmp_path.glob("**/*.part"))
     done(distillation, *flags, "--resume=auto")
-    assert [metrics["epoch"] for metrics in read(tmp_path / "runs/distillation")[1]] == [1, 2]
+    assert [metrics["epoch"] for metrics in read(tmp_path / "run")[1]] == [1, 2]

@@ -30,7 +30,7 @@ def refuse(run, images, tiny_teacher, tmp_path):
 
 SHARED = [  # flags beside those of a tiny run, and what the line must say; one for all flags of its type
     ("--batchSize=0", "--batchSize"), ("--batchSize=2.5", "--batchSize"), ("--batchSize=1" + 400 * "0", "--batchSize"),
-    ("--lr=0", "--lr"), ("--lr=nan", "--lr"), ("--start-epoch=9", "--start-epoch 9"), ("--optimizer=lion", "--optimizer"),
+    ("--lr=0", "--lr"), ("--lr=nan", "--lr"), ("--start-epoch=9", "--start-epoch 9"), ("--optimizer=x", "--optimizer"),
     ("--nEpoch=2", "--nEpoch"), ("--device=cuda:99", "--device cuda:99"), ("--val_dataset=Set6", "Set6"),
     ("--device=meta", "--device meta"), ("--val_dataset=Set5+Set14", "--val_dataset"), ("--data_test=", "--data_test"),
     ("--data_test=Set5+Set6", "Set6"), ("--pretrained=nowhere.pth", "nowhere.pth"), ("--output=.", "--output"),
@@ -48,7 +48,7 @@ OF_TEACHER = [
     ("--student_init=teacher", "--student_init teacher: needs --model_type=half")]
 OF_STUDENT = [("--input_size=31", "--input_size 31: too small at x4; the least is 32"),
     ("--inc_num=9", "--inc_num 9: the student has only 6"), ("--inc_num=3", "--inc_step 0: 3 stages need"),
-    ("--inc_num=3 --inc_step=1", "--inc_step 1: 3 stages need"), ("--student=s.pth", "--student: goes with --test_only"),
+    ("--inc_num=3 --inc_step=1", "--inc_step 1: 3 stages"), ("--student=s.pth", "--student: goes with --test_only"),
     ("--test_only", "--student"), ("--arch=edsr", "--arch edsr"), ("--data_dir=file --data_test=B100", "B100/HR"),
     ("--pretrained=nowhere.pth", "nowhere.pth: no such teacher; train_teacher.py makes"),
     ("--source=folder --data_dir=nowhere --data_test=skimage", "nowhere"),

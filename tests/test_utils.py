@@ -5,7 +5,6 @@ import io
 import json
 import os
 import sys
-from contextlib import nullcontext
 from unittest import mock
 
 import pytest
@@ -17,16 +16,12 @@ from utils import InputError, append_line, run_script, save_json, write_atomical
 ODD = "\u0416\udcff"  # not in Latin-1; and a byte of a file name that is no UTF-8
 
 
-@pytest.mark.parametrize("number, harmless", [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.ENOSPC, False)])
-def test_a_file_system_that_cannot_flush(monkeypatch, tmp_path, number, harmless):
-    path = tmp_path / "a"
-    path.write_bytes(b"old\n")
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])  # others: test_interruption.py
+def test_a_file_system_that_cannot_flush(monkeypatch, tmp_path, number):
     monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(number, os.strerror(number))))
-    for write, content in ((write_atomically, b"new\n"), (append_line, "line")):
-        with nullcontext() if harmless else pytest.raises(InputError, match=f"cannot be written .{os.strerror(number)}"):
-            write(path, content)
-    assert path.read_bytes() == (b"new\n" if harmless else b"old\n") + b"line\n"
-    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+    write_atomically(tmp_path / "a", b"new\n")
+    append_line(tmp_path / "a", "line")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"a": b"new\nline\n"}
 
 
 @pytest.mark.parametrize("encoding, shown", [("utf-8", "\u0416\\udcff"), ("cp1252", "\\u0416\\udcff")])
@@ -51,10 +46,10 @@ def test_names_that_the_terminal_or_a_file_cannot_show(monkeypatch, tmp_path, en
 
 
 @pytest.mark.parametrize("processes, error, ends", [
-    (1, None, [0]), (2, None, ["destroyed", 0]), (2, SystemExit(0), ["destroyed", 0]), (2, SystemExit(2), [2]),
-    (2, InputError("x"), [2]), (2, utils.NotFinite("x"), [3]), (2, RuntimeError("gloo: connection closed"), [4]),
-    (2, utils.Stopped(15, True), [143]), (2, KeyboardInterrupt(), [130]), (2, ZeroDivisionError("a bug"), [1]),
-    (1, InputError("x"), [2]), (1, SystemExit(5), [5]), (1, utils.Stopped(2, True), [130]), (1, MemoryError(), [2])])
+    (1, None, [0]), (1, MemoryError(), [2]), (1, utils.Stopped(2, True), [130]), (2, None, ["destroyed", 0]),
+    (2, SystemExit(0), ["destroyed", 0]), (2, InputError("x"), [2]), (2, utils.NotFinite("x"), [3]),
+    (2, RuntimeError("gloo: connection closed"), [4]), (2, KeyboardInterrupt(), [130]),
+    (2, ZeroDivisionError("a bug"), [1])])
 def test_how_one_of_several_processes_ends(monkeypatch, capsys, processes, error, ends):
     """Regularly without its process group, whose threads abort; else at once, without waiting for the others."""
     ended = []
