@@ -125,7 +125,7 @@ class Learner:
         parallel.make_equal(network)
         self.weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         self.device = self.weights[0].device
-        self.failure = torch.zeros(2, device=self.device)  # the first loss and gradient's norm that are not both finite
+        self.failure = torch.zeros(2, device=self.device)  # loss and gradient's norm where not both were finite
         # Summed losses have large gradients, which overflow fp16 in the first steps unless the scale begins small. In
         # other precisions it stays 1, and the scaler only keeps what is not finite from the weights.
         scale, steps, least = (2.0**-8, 100, 2.0**-24) if precision == "fp16" else (1.0, 2**31 - 1, 1.0)
@@ -149,11 +149,10 @@ class Learner:
         next(weight.grad for weight in self.weights if weight.grad is not None).add_(0 * loss)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.clip)
-        # Remembered is the first loss or gradient that is not finite; of an fp16 gradient, once its scale is no excuse.
+        # What is not finite is remembered; of an fp16 gradient, once its scale is no excuse.
         small = self.scaler.scale(torch.ones((), device=self.device)) <= self.least_scale
         failed = ~torch.isfinite(loss) | (~torch.isfinite(norm) & small)
-        first = failed & self.failure.isfinite().all()
-        self.failure.copy_(torch.where(first, torch.stack((loss, norm)), self.failure))
+        self.failure.copy_(torch.where(failed, torch.stack((loss, norm)), self.failure))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if not loss.is_cuda:

@@ -90,8 +90,7 @@ def test_what_muon_loads_goes_where_the_weights_are():
 @pytest.mark.parametrize("rows, columns", [(8, 36), (36, 8), (16, 16)])
 def test_orthogonalized_matrices_have_singular_values_near_one(rows, columns):
     """The same directions; what is below a 300th of the norm may lag."""
-    matrices = torch.randn(3, rows, columns, generator=torch.Generator().manual_seed(0)) * torch.tensor(
-        [1e-6, 1.0, 1e6])[:, None, None]
+    matrices = torch.randn(3, rows, columns) * torch.tensor([1e-6, 1.0, 1e6])[:, None, None]
     found, given = orthogonalize(matrices), torch.linalg.svd(matrices, full_matrices=False)
     values = (given.U.mT @ found @ given.Vh.mT).diagonal(dim1=1, dim2=2)
     counts = given.S > given.S.norm(dim=1, keepdim=True) / 300
@@ -106,8 +105,6 @@ def test_muon_takes_the_kernels_between_the_first_and_the_last():
     for name, weight in network.named_parameters():
         assert kinds[weight] == (weight.dim() == 4 and name not in ("head.0.weight", "tail.1.weight"))
     assert {(group["muon"], group["lr"]) for group in optimizer.param_groups} == {(True, 3e-3), (False, 1e-3)}
-    assert all(len({weight.shape for weight in group["params"]}) == 1
-               for group in optimizer.param_groups if group["muon"])
 
 
 class Patchwork(nn.Module):
@@ -176,8 +173,8 @@ def test_a_gradient_that_is_not_finite_is_told(monkeypatch):
     learner, weight = learner_of([1.0, 2.0], loss="the sum")
     with monkeypatch.context() as patch:  # as on a GPU, where nothing looks after every step
         patch.setattr(Learner, "check", lambda self: None)
-        for zero in (weight - weight.detach(), 0 * weight):  # the first failure is told
-            learner.step(7 + zero.sqrt().sum())
+        learner.step(7 + (weight - weight.detach()).sqrt().sum())
+        learner.step(weight.sum())
     for ask in (learner.check, learner.state_dict):  # what is not finite is not saved either
         with pytest.raises(NotFinite, match="the sum is 7, its gradient's norm inf"):
             ask()
@@ -240,7 +237,6 @@ def test_a_run_may_go_on_in_another_precision(first, then):
     fresh = after.scaler.state_dict()
     take_steps(before, 1)
     after.load_state_dict(before.state_dict())
-    assert after.scaler.get_scale() == fresh["scale"]
-    assert after.scaler.get_growth_interval() == fresh["growth_interval"]
+    assert after.scaler.state_dict() == fresh
     with pytest.raises(NotFinite):
         [after.step((math.nan * after.weights[0]).sum()) for _ in range(20)]
