@@ -26,8 +26,8 @@ from data.sources import Bank, dead_leaves_source, folder_source, lr_size, netwo
 from engine import parallel
 from engine.graphs import eager, recorder
 from engine.learner import Learner, autocast, decay, distance, make_optimizer, train_step
-from engine.options import (Parser, add_shared_flags, count, positive, set_up_device, settle_shared_flags, weight,
-                            whole)
+from engine.options import (Parser, add_shared_flags, count, open_run, positive, set_up_device, settle_shared_flags,
+                            weight, whole)
 from engine.run import Run
 from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
 from figure.plots import save_curves
@@ -174,7 +174,7 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
 
     keep = {f"generator_{scale}": generator for scale, generator in (generators or {}).items()}
     S = learner()
-    run = run or Run(epochs=s.nEpochs, losses=losses(generators), device=S.device)
+    run = run or Run(epochs=s.nEpochs)
     run.begin(student=S, **keep)
     for epoch in range(run.epoch, s.nEpochs + 1):
         begin, end, blocks = stage(epoch, depth, s)
@@ -191,7 +191,7 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
             S.set_rate(decay(s.schedule, done - (begin - 1), end - begin, s.step))
             for k in range(run.step, s.stu_step):
                 x, target = images(number * s.stu_step + k)
-                run.sums[0] += call(train_step, S, x, target, D) / s.stu_step
+                run.add(student=call(train_step, S, x, target, D) / s.stu_step)
                 run.steps += 1
                 run.advance(i, k + 1)
             S.check()
@@ -201,7 +201,8 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
                 scale = choose_scale(s.seed, s.scales, "generator", number)
                 G, z = generators[scale], latent(s, "generator z", number, S.device)[parallel.share(s.batchSize)]
                 G.set_rate(decay(s.schedule, done, s.nEpochs, s.step))
-                run.sums[1:] += call(generator_step, G, S, teacher, z, scale, D, s.reconw, s.gw, s.rounded)
+                L_R, L_adv = call(generator_step, G, S, teacher, z, scale, D, s.reconw, s.gw, s.rounded)
+                run.add(L_R=L_R, L_adv=L_adv)
                 G.check()
             run.advance(i + 1)
         run.end_epoch(S)
@@ -217,11 +218,6 @@ def latent(settings, phase, number, device):
     """z ~ N(0, I), (batchSize, latent)."""
     stream = random_stream(settings.seed, phase, number, device=device)
     return torch.randn(settings.batchSize, settings.latent, generator=stream, device=device)
-
-
-def losses(generators):
-    """The names of the losses that a run logs."""
-    return ("student", "L_R", "L_adv") if generators else ("student",)
 
 
 # ---- images ----------------------------------------------------------------------------------------
@@ -319,11 +315,11 @@ def settle(args):
         args.bank = -(-args.iter * args.stu_step * args.batchSize // 4) if reuse else 0
 
 
-def warn_of_a_bad_teacher(validation, teacher, path, run):
+def warn_of_a_bad_teacher(validation, teacher, path, log):
     """Say so where the teacher is worse than bicubic on an image: its file was taken for something else, perhaps."""
     ours, bicubic = validation.one_image(teacher)
     if ours < bicubic:
-        run.log(f"warning: {path}: gives {ours:.2f} dB on an image where bicubic gives {bicubic:.2f}; is it the network "
+        log.line(f"warning: {path}: gives {ours:.2f} dB on an image where bicubic gives {bicubic:.2f}; is it the network "
                  "that it was taken for?")
 
 
@@ -377,13 +373,12 @@ def main(args):
                            [draw(scale, -1, args.batchSize) for scale in scales])
         return validation.psnr(student)
 
-    run = Run(args.nEpochs, losses(generators), validate, args.device, vars(args), script="distillation",
-              teacher=fingerprint(teacher))
+    run = open_run(args, "distillation", validate, teacher=fingerprint(teacher))
     with run:
         trained = {}
         if not args.test_only:
             if parallel.leader():
-                warn_of_a_bad_teacher(validation, teacher, args.pretrained, run)
+                warn_of_a_bad_teacher(validation, teacher, args.pretrained, run.log)
             student = first_student(args, settings, run, teacher, config)
             images = labelled(args, settings, teacher, draw, call)
             networks["student"] = distil(teacher, student, images, settings, generators, config["n_resblocks"], run, call)
@@ -400,9 +395,9 @@ def report(args, run, networks, benchmarks, trained):
         save_sample_sheet(run.path / "samples", run.path / "samples.png", benchmarks.scales)
         save_curves(run.path)
     with run.interruptible():
-        run.report(benchmarks, networks, **trained)
+        run.log.report(benchmarks, networks, vars(args), **trained)
         save_comparison(run.path / "comparison.png", benchmarks.examples(networks))
-    run.log(f"student: {args.student or args.output}; pictures and results: {run.path}")
+    run.log.line(f"student: {args.student or args.output}; pictures and results: {run.path}")
 
 
 if __name__ == "__main__":

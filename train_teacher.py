@@ -18,8 +18,8 @@ from data.sources import start_images
 from engine import parallel
 from engine.graphs import recorder
 from engine.learner import Learner, decay, distance, make_optimizer, train_step
-from engine.options import Parser, add_shared_flags, count, number, positive, set_up_device, settle_shared_flags
-from engine.run import Run
+from engine.options import (Parser, add_shared_flags, count, number, open_run, positive, set_up_device,
+                            settle_shared_flags)
 from figure.plots import save_curves
 from models import PRESETS, build_model, half_width
 from models.from_teacher import student_from_teacher
@@ -54,7 +54,7 @@ def train(model, patches, settings, run, call):
         for i in run.rounds(s.iter, "step", every=50):
             learner.set_rate(decay(s.schedule, epoch - 1 + i / s.iter, s.nEpochs, s.step))
             inputs, hr = patches.batch((epoch - 1) * s.iter + i, s.batchSize, parallel.share(s.batchSize))
-            run.sums += call(train_step, learner, inputs, hr, D)
+            run.add(loss=call(train_step, learner, inputs, hr, D))
             run.steps += 1
             run.advance(i + 1)
             if i % 50 == 0:  # this waits for the GPU
@@ -110,8 +110,8 @@ def main(args):
     args.loss_type = args.loss_type or ("MSE" if model.upscaled_input else "L1")
     benchmarks = Benchmarks(choose_sets(args.data_dir, args.data_test), scales, args.device, args.self_ensemble)
     validation = Benchmarks(choose_validation(args.data_dir, args.val_dataset), scales, args.device)
-    run = Run(args.nEpochs, ("loss",), lambda model, epoch: validation.psnr(model), args.device, vars(args),
-              script="train_teacher", initial=fingerprint(pretrained) if pretrained else None, **model.config)
+    run = open_run(args, "train_teacher", lambda model, epoch: validation.psnr(model),
+                   initial=fingerprint(pretrained) if pretrained else None, **model.config)
     if not args.test_only:
         paths = find_training_images(args.data_dir, args.val_dataset == HELD_OUT)
         patches = TrainingPatches(paths, scales, args.patch_size, args.seed, args.device, model.channels,
@@ -127,10 +127,11 @@ def main(args):
         if parallel.leader():
             if trained:
                 save_model(model, args.output)
-                run.log(f"the trained network is {args.output}")
+                run.log.line(f"the trained network is {args.output}")
                 save_curves(run.path)
             with run.interruptible():
-                run.report(benchmarks, {"teacher" if args.model_type == "origin" else "student": model}, **trained)
+                role = "teacher" if args.model_type == "origin" else "student"
+                run.log.report(benchmarks, {role: model}, vars(args), **trained)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ def run_script(main, args):
     4: another process of the run is gone; 128 + number: ended by a signal.
     """
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
+        if hasattr(stream, "reconfigure"):  # a notebook's has not
+            stream.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
     several, code = int(os.environ.get("WORLD_SIZE", 1)) > 1, 0
     try:
         main(args)

@@ -11,7 +11,15 @@ import torch
 
 from engine import parallel
 from engine.learner import LR
+from engine.log import Log
+from engine.run import Run
 from utils import InputError, choose_device, set_up_cpu
+
+# Flags that do not make another run: paths, logging, device and how it computes. (The scripts pass what is in the file
+# that --pretrained names.) --nEpochs, too, may change when a run is resumed; but a shorter or longer one does not begin
+# in the folder of another.
+MAY_CHANGE = {"resume", "pretrained", "save_dir", "output", "data_dir", "data_test", "self_ensemble", "threads",
+              "device", "precision", "plain", "checkpoint_every", "tensorboard"}
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -143,3 +151,11 @@ def best_precision(device):
         return "fp16"
     has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # PyTorch has no public name for it
     return "bf16" if device.type == "cpu" and has_bf16() else "fp32"
+
+
+def open_run(args, script, validate, **identity):
+    """The Run that the flags describe. identity: what else makes another run."""
+    settings = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}
+    return Run(Log(args.save_dir, args.tensorboard), settings | {"script": script, **identity}, vars(args), args.resume,
+               epochs=args.nEpochs, first_epoch=args.start_epoch, batch=args.batchSize, every=args.checkpoint_every,
+               validate=validate)

@@ -1,60 +1,51 @@
-"""A training run: its place, its folder with checkpoints and records, and being interrupted and going on.
+"""A training run's place, its checkpoints, and being interrupted and going on.
 
 Everything random in a step depends on the seed and the step's number alone, so the networks, their optimizers and the
 place in the run are all that a resumed run needs to end bit for bit as if it had never stopped.
 """
 
-import json
 import os
-import shlex
 import shutil
 import signal
-import sys
 import time
 import zipfile
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 import torch
 from tqdm import tqdm, trange
 
-from data.table import format_table, paper_scores
 from engine import parallel
-from utils import (InputError, NotFinite, Stopped, append_line, device_name, git_revision, save_atomically, save_json,
-                   save_model, write_atomically)
+from utils import InputError, NotFinite, Stopped, save_atomically, save_json, save_model
 
-# What a checkpoint says of where the run is: what comes next, steps made, best and last validation PSNR.
-PLACE = ("epoch", "round", "step", "steps", "best", "psnr")
-KEPT = (*PLACE, "sums", "seconds", "settings")
-# Flags that do not make another run: paths, logging, device and how it computes. (What is in --pretrained does.)
-# --nEpochs, too, may change when a run is resumed; but a shorter or longer one does not begin in its folder.
-MAY_CHANGE = {"resume", "pretrained", "save_dir", "output", "data_dir", "data_test", "self_ensemble", "threads",
-              "device", "precision", "plain", "checkpoint_every", "tensorboard"}
+# What a checkpoint says of where the run is: what comes next, steps made, best and last PSNR, the epoch's losses.
+PLACE = ("epoch", "round", "step", "steps", "best", "psnr", "sums")
+KEPT = (*PLACE, "seconds", "settings")
 
 
 class Run:
-    """Where a run is (epoch, round and step: what comes next; steps: made) and the mean losses of its epoch.
+    """Where a run is (epoch, round and step: what comes next; steps: made) and the losses of its epoch.
 
-    losses: their names. validate(network, epoch): {scale: PSNR} after an epoch. flags: a dict of the script's; without,
-    the run leaves nothing. identity: what besides flags must be the same where the run is resumed. Raises InputError on
-    a checkpoint that cannot serve, or a folder that holds another run. Nothing is written before it is entered as a
-    context manager, then by the leader; SIGINT and SIGTERM then end it after the step, with a checkpoint.
+    log: an engine.log.Log, whose folder is the run's; None for a run that leaves nothing. settings: what must be the
+    same where the run is resumed. config: what config.json is to hold. resume: None, "auto" or the path of a checkpoint.
+    epochs: how many in all. batch: images a step. every: minutes between checkpoints. validate(network, epoch): {scale:
+    PSNR} after an epoch. Raises InputError on a checkpoint that cannot serve, or a folder that holds another run.
+
+    Nothing is written before it is entered as a context manager, then by the leader; SIGINT and SIGTERM then end it
+    after the step, with a checkpoint.
     """
 
-    def __init__(self, epochs=1, losses=("loss",), validate=None, device="cpu", flags=None, **identity):
-        self.epochs, self.losses, self.validate = epochs, losses, validate
-        self.flags = flags or {"start_epoch": 1, "checkpoint_every": 5}
-        self.path = Path(flags["save_dir"]) if flags else None
-        self.settings = {name: value for name, value in self.flags.items() if name not in MAY_CHANGE} | identity
-        self.epoch, self.round, self.step, self.steps = self.flags["start_epoch"], 0, 0, 0
-        self.psnr, self.best, self.sums = {}, float("-inf"), torch.zeros(len(losses), device=device)
+    def __init__(self, log=None, settings=None, config=None, resume=None, *, epochs=1, first_epoch=1, batch=1, every=5.0,
+                 validate=None):
+        self.log, self.path, self.settings, self.config = log, log and log.path, settings or {}, config
+        self.epochs, self.first_epoch, self.batch, self.every, self.validate = epochs, first_epoch, batch, every, validate
+        self.epoch, self.round, self.step, self.steps = first_epoch, 0, 0, 0
+        self.psnr, self.best, self.sums = {}, float("-inf"), {}
         self.saved = self.started = time.time()
         self.signal, self.stop_at_once, self.parts, self.newest_is_good = 0, False, {}, True
-        self.state = self._find_state(flags["resume"]) if flags else None
+        self.state = self._find_state(resume) if log else None
         if self.state:
             for name in PLACE:
                 setattr(self, name, self.state[name])
-            self.sums += self.state["sums"].to(device)
             self.started -= self.state["seconds"]
             if epochs < self.epoch - 1:
                 raise InputError(f"--nEpochs {epochs}: the run to resume has made {self.epoch - 1} already")
@@ -118,7 +109,7 @@ class Run:
         self.round, self.step = round_, step
         if parallel.world() == 1 or step == 0:  # all processes stop at the same place or none
             self._stop(parallel.largest(self.signal))
-        if time.time() - self.saved > 60 * self.flags["checkpoint_every"]:
+        if time.time() - self.saved > 60 * self.every:
             self.save()
 
     def end_epoch(self, learner):
@@ -135,14 +126,21 @@ class Run:
             if mean > self.best:
                 self.best = mean
                 save_model(learner.network, self.path / "model_best.pth")
-            self._log_epoch(psnr, learner)
-        self.epoch, self.round, self.step, self.psnr = self.epoch + 1, 0, 0, psnr
-        self.sums.zero_()
+            images = (self.steps - self.steps_before) * self.batch
+            self.log.epoch(self.epoch, self.means(self.round), psnr, seconds=round(self.seconds, 1),
+                           lr=learner.optimizer.param_groups[0]["lr"].item(), loss_scale=learner.scaler.get_scale(),
+                           images_per_second=round(images / (time.time() - self.epoch_started), 1))
+        self.epoch, self.round, self.step, self.psnr, self.sums = self.epoch + 1, 0, 0, psnr, {}
         self.save()
+
+    def add(self, **losses):
+        """Add losses, tensors, to the epoch's sums."""
+        for name, loss in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + loss
 
     def means(self, rounds):
         """{name: mean of the epoch's losses so far, over `rounds` rounds}."""
-        return dict(zip(self.losses, (self.sums / rounds).tolist()))
+        return {name: (total / rounds).item() for name, total in self.sums.items()}
 
     def save(self):
         """checkpoint.pth, and the one before as checkpoint_previous.pth."""
@@ -155,45 +153,6 @@ class Run:
             save_atomically(content, newest)
             self.saved, self.newest_is_good = time.time(), True
 
-    def log(self, text):
-        """Print a line and append it to log.txt."""
-        with suppress(OSError):  # whoever read our output is gone; log.txt still has it
-            tqdm.write(text)
-        append_line(self.path / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
-
-    def _log_epoch(self, psnr, learner):
-        """A line of metrics.jsonl and one in words."""
-        losses, images = self.means(self.round), (self.steps - self.steps_before) * self.flags["batchSize"]
-        more = {"seconds": round(self.seconds, 1), "lr": learner.optimizer.param_groups[0]["lr"].item(),
-                "loss_scale": learner.scaler.get_scale(),
-                "images_per_second": round(images / (time.time() - self.epoch_started), 1)}
-        append_line(self.path / "metrics.jsonl", json.dumps({"epoch": self.epoch, **losses, "psnr": psnr, **more}))
-        terms = [f"{name} {value:.3e}" for name, value in losses.items()]
-        terms += [f"x{scale} {value:.2f} dB" for scale, value in psnr.items()]
-        self.log(f"epoch {self.epoch}: {', '.join(terms)}")
-        self._board(self.epoch, {**losses, **more, **{f"PSNR/x{scale}": value for scale, value in psnr.items()}})
-
-    def report(self, benchmarks, networks, **trained):
-        """Score the networks ({name: network}): results.json, with what made them, and a table."""
-        results, protocol = benchmarks.scores(networks), benchmarks.protocol(networks)
-        command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-        save_json({"results": results, "protocol": protocol, **trained, "date": time.strftime("%Y-%m-%d"),
-                   "device": device_name(self.flags["device"]), "git": git_revision(), "command": command,
-                   "networks": {name: network.config for name, network in networks.items()}, "args": self.flags},
-                  self.path / "results.json")
-        self._board(self.epochs, {
-            f"{name}/{which} x{scale}": score["psnr"] for name, by_scale in results.items()
-            for scale, row in by_scale.items() for which, score in row.items()})
-        self.log(format_table(results, protocol, paper_scores(next(iter(networks.values())))))
-
-    def _board(self, step, numbers):
-        if self.flags["tensorboard"]:
-            from torch.utils.tensorboard import SummaryWriter
-
-            with SummaryWriter(self.path / "tensorboard") as writer:
-                for name, value in numbers.items():
-                    writer.add_scalar(name, value, step)
-
     def __enter__(self):
         parallel.wait()  # until all have read what the folder holds
         if self.path and parallel.leader():
@@ -201,10 +160,8 @@ class Run:
                 for pattern in ("checkpoint*.pth", "model_*.pth", "results.json", "samples/epoch_*.png"):
                     for path in self.path.glob(pattern):
                         path.unlink()
-            metrics = self.path / "metrics.jsonl"  # where epochs come again, or a run that was killed left half a line
-            lines = metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []
-            write_atomically(metrics, b"".join(lines[:self.epoch - self.flags["start_epoch"]]))
-            save_json(self.flags, self.path / "config.json")
+            self.log.keep_epochs(self.epoch - self.first_epoch)
+            save_json(self.config, self.path / "config.json")
         self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 

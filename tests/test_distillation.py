@@ -127,7 +127,7 @@ def test_a_student_learns_its_teacher():
     images = lambda step: (x := draw(2, step, 4), teacher(x))
     before, scored = error(), []
     settings = Settings(nEpochs=2, iter=20, stu_step=4, loss_type="L1", optimizer="adam", lr=0.01, schedule="cosine")
-    run = Run(losses=("student",), validate=lambda student, epoch: scored.append(error()) or {})
+    run = Run(validate=lambda student, epoch: scored.append(error()) or {})
     assert distil(teacher, student, images, settings, run=run) is student
     assert scored[1] < scored[0] < 0.8 * before
 
@@ -140,8 +140,7 @@ def test_rounds_alternate_student_and_generator_steps(logged, monkeypatch, tmp_p
     generators = make_generators(settings, 32, teacher, CPU)
     before = {scale: fingerprint(G.network) for scale, G in generators.items()}
     ends = []
-    run = Run(epochs=1, losses=("student", "L_R", "L_adv"),
-              validate=lambda s, epoch: ends.append((list(run.means(2).values()), epoch, s.training)) or {2: 30.0})
+    run = Run(validate=lambda s, epoch: ends.append((list(run.means(2).values()), epoch, s.training)) or {2: 30.0})
     done = distil(teacher, student, images, settings, generators, run=run)
     assert done is student and not list(tmp_path.iterdir())
     assert "".join(kind for kind, *_ in logged) == "SSSGSSSG" and run.steps == 6
