@@ -1,9 +1,8 @@
 """A student made of its teacher's weights, without a training step and without data.
 
-A narrow student that starts from random weights spends nearly all of its training on finding what its teacher
-already knows. Here it starts from what the teacher computes: of every layer some channels are kept, and every
-convolution is fitted anew by least squares, so that the narrow network gives what the wide one gives on a few hundred
-synthetic images.
+A narrow student that starts from random weights spends nearly all of its training on finding what its teacher already
+knows. Here of every layer some channels are kept, and every convolution is fitted anew by least squares, so that the
+narrow network gives what the wide one gives on a few hundred synthetic images.
 
 1. Which channels to keep (keep_channels). Let A (rows, 9 C) hold the 3x3 patches of a layer's C features, one row a
    place, and W the kernel that reads them, so that A W is what the next layer gets. With G = A'A the best kernel for
@@ -20,15 +19,15 @@ synthetic images.
    A ReLU follows, for which any negative value will do where the teacher's is negative: there a few rounds replace the
    target by min(prediction, 0). The ridge pulls towards the teacher's own kernel, so at full width nothing changes.
 
-3. What runs along EDSR's skips, and from its upsampler to its tail, passes through no ReLU. Any basis serves there, so it
-   is not channels that are kept but the directions (encoding) that the layers reading them respond to most: the
+3. What runs along EDSR's skips, and from its upsampler to its tail, passes through no ReLU. Any basis serves there, so
+   it is not channels that are kept but the directions (encoding) that the layers reading them respond to most: the
    reduced-rank regression of what they read.
 
 Relatives. He, Zhang and Sun (Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017) and ThiNet (Luo, Wu
-and Lin, ICCV 2017) keep the channels that reconstruct the next layer and refit that layer by least squares, layer by
-layer, on training images; weight selection (Xu et al., Initializing Models with Larger Ones, ICLR 2024) starts a small
-network from a subset of a large one's weights, without a fit. New here: no data, all layers in one pass each way, the
-fit on the student's own features, the ReLU in the target, and directions in the place of channels where all is linear.
+and Lin, ICCV 2017) keep the channels that reconstruct the next layer and refit that layer, layer by layer, on training
+images; weight selection (Xu et al., Initializing Models with Larger Ones, ICLR 2024) takes some of a large network's
+weights, without a fit. New here: no data, all layers in one pass each way, the fit on the student's own features, the
+ReLU in the target, and directions in the place of channels where all is linear.
 """
 
 import torch
@@ -44,9 +43,9 @@ CHUNK = 32  # images that pass through a layer at once
 
 
 def student_from_teacher(teacher, images, n_feats, seed=1, disable=None):
-    """A student of the teacher's architecture and depth with n_feats channels, which gives about what the teacher gives.
+    """A student of the teacher's architecture and depth with n_feats channels, which gives nearly what it gives.
 
-    teacher: a VDSR or EDSR. images: (N, C, H, W) in [0, 1], as the teacher takes them, on its device; 256 of 48x48 serve.
+    teacher: a VDSR or EDSR. images: (N, C, H, W) in [0, 1], as the teacher takes them, on its device; 256 of 48x48 do.
     n_feats: from 1 to the teacher's, at which the student's output is the teacher's. seed: of the places that are
     sampled. disable: tqdm's. Returns the network, on the teacher's device, in evaluation mode.
     Raises ValueError for another architecture or width.
@@ -56,10 +55,11 @@ def student_from_teacher(teacher, images, n_feats, seed=1, disable=None):
     if not make or not 1 <= n_feats <= teacher.n_feats:
         raise ValueError(f"no student of {n_feats} channels can be made of {teacher.config}")
     student = build_model(config).to(images.device).eval()
+    places = Places(len(images), torch.Generator().manual_seed(seed), images.device)
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        places = Places(len(images), torch.Generator().manual_seed(seed), images.device)
-        with tqdm(total=0, desc="student from teacher", unit="layer", leave=False, disable=disable) as progress:
-            make(teacher, student, images, places, progress)
+        for _ in tqdm(make(teacher, student, images, places), "student from teacher", 2 * config["n_resblocks"] + 3,
+                      leave=False, unit="layer", disable=disable):
+            pass
     return student
 
 
@@ -92,7 +92,7 @@ def _ridge(gram):
 def keep_channels(gram, kernel, n_feats):
     """The n_feats channels, sorted, that best give what `kernel` reads of all of them (backward elimination).
 
-    gram: A'A (9 C, 9 C) of the features' patches. kernel: (9 C, outputs). See this module's first lines.
+    gram: A'A (9 C, 9 C) of the features' patches. kernel: (9 C, outputs).
     """
     inverse = torch.linalg.inv(gram + _ridge(gram))
     best = inverse @ (gram @ kernel.double())
@@ -101,11 +101,10 @@ def keep_channels(gram, kernel, n_feats):
         diagonal = inverse.unflatten(1, (-1, 9)).unflatten(0, (-1, 9)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         parts = best.unflatten(0, (-1, 9))
         gone = int((parts * torch.linalg.solve(diagonal, parts)).sum((1, 2)).argmin())
-        places = torch.arange(len(best), device=gram.device)
-        out, kept = places[places // 9 == gone], places[places // 9 != gone]
-        share = inverse[kept][:, out] @ torch.linalg.inv(diagonal[gone])
-        best = best[kept] - share @ best[out]
-        inverse = inverse[kept][:, kept] - share @ inverse[out][:, kept]
+        out = torch.arange(len(best), device=gram.device) // 9 == gone
+        share = inverse[~out][:, out] @ torch.linalg.inv(diagonal[gone])
+        best = best[~out] - share @ best[out]
+        inverse = inverse[~out][:, ~out] - share @ inverse[out][:, ~out]
         alive.pop(gone)
     return alive
 
@@ -113,8 +112,10 @@ def keep_channels(gram, kernel, n_feats):
 def fit(rows, target, prior, relu=False):
     """The kernel (columns, outputs) with which `rows` best give `target`, near `prior` where they do not tell.
 
-    rows: (places, columns), target: (places, outputs). relu: only max(target, 0) counts.
+    rows: (places, columns), target: (places, outputs). prior: a kernel; a bias is one more row of it and of the result.
+    relu: only max(target, 0) counts.
     """
+    rows = F.pad(rows, (0, len(prior) - rows.shape[1]), value=1.0)
     gram, kernel = normal_matrix(rows), prior
     factor = torch.linalg.cholesky(gram + _ridge(gram))
     for i in range(1 + ROUNDS * relu):
@@ -140,6 +141,9 @@ def encoding(moment, reads, n_feats):
 
 
 # ---- layers ----------------------------------------------------------------------------------------
+#
+# The student's features are encode (n_feats, C) times the teacher's, which decode (C, n_feats) makes of them again:
+# where channels are kept, rows of the identity and their transpose; for images and outputs the identity.
 
 
 def _through(layer, features):
@@ -147,64 +151,59 @@ def _through(layer, features):
     return torch.cat([layer(chunk) for chunk in features.split(CHUNK)])
 
 
-def _prior(conv, outputs=None, inputs=None):
-    """The teacher's kernel as of fit, (columns, outputs), the bias in its last row.
+def _kept(gram, reader, encode, n_feats):
+    """encode of the channels that best give what `encode` takes of the convolution `reader`; gram: of its input."""
+    kernel = torch.einsum("po,oiyx->piyx", encode, reader.weight).flatten(1).T
+    return torch.eye(reader.in_channels, device=gram.device)[keep_channels(gram, kernel, n_feats)]
 
-    outputs: a matrix (kept or encoded, outputs) that is applied to what it gives; inputs: a matrix (inputs, kept or
-    encoded) that makes the student's features the teacher's.
-    """
-    weight, bias = conv.weight, conv.bias
-    if inputs is not None:
-        weight = torch.einsum("oiyx,ij->ojyx", weight, inputs)
-    if outputs is not None:
-        weight, bias = torch.einsum("po,oiyx->piyx", outputs, weight), None if bias is None else outputs @ bias
+
+def _prior(conv, encode, decode):
+    """The teacher's kernel as of fit, between features that are decoded and encoded."""
+    weight = torch.einsum("po,oiyx->piyx", encode, torch.einsum("oiyx,ij->ojyx", conv.weight, decode))
     kernel = weight.flatten(1).T
-    return kernel if bias is None else torch.cat((kernel, bias[None]))
-
-
-def _refit(conv, rows, target, prior, relu=False):
-    """Give the student's conv the kernel and bias that fit() finds."""
-    _set(conv, fit(rows if conv.bias is None else F.pad(rows, (0, 1), value=1.0), target, prior, relu))
+    return kernel if conv.bias is None else torch.cat((kernel, (encode @ conv.bias)[None]))
 
 
 def _set(conv, kernel):
+    """Give the student's conv a kernel as of fit."""
+    columns = conv.weight[0].numel()
+    conv.weight.copy_(kernel[:columns].T.reshape(conv.weight.shape))
     if conv.bias is not None:
-        conv.bias.copy_(kernel[-1])
-        kernel = kernel[:-1]
-    conv.weight.copy_(kernel.T.reshape(conv.weight.shape))
+        conv.bias.copy_(kernel[columns])
 
 
-def _vdsr(teacher, student, images, places, progress):
+def _reads(convs):
+    """The kernels of convolutions of the same features, for encoding."""
+    return torch.cat([conv.weight.movedim(1, -1).flatten(0, -2) for conv in convs])
+
+
+def _vdsr(teacher, student, images, places):
+    """Fill the student; yields after every layer, on the way there and back."""
     convs = [teacher.head, *teacher.body, teacher.tail]
-    progress.reset(2 * len(convs) - 1)
     features, grams = images, []
     for conv in convs[:-1]:
         features = _through(lambda x: F.relu(conv(x)), features)
         grams.append(normal_matrix(places(features, 3)[::2]))
-        progress.update()
-    selections, reads = [], _prior(teacher.tail)
-    for conv, gram in zip(reversed(convs[:-1]), reversed(grams)):
-        kept = torch.eye(len(conv.weight), device=images.device)[keep_channels(gram, reads, student.n_feats)]
-        selections.insert(0, kept)
-        reads = _prior(conv, kept)
+        yield
+    one = torch.eye(1, device=images.device)
+    encodes = [one]
+    for gram, reader in zip(reversed(grams), reversed(convs)):
+        encodes.insert(0, _kept(gram, reader, encodes[0], student.n_feats))
 
-    features = own = images
-    inputs = None
-    for conv, ours, kept in zip(convs, [student.head, *student.body, student.tail], (*selections, None)):
-        features = _through(conv, features)
-        _refit(ours, places(own, 3), places(features) if kept is None else places(features) @ kept.T,
-               _prior(conv, kept, inputs), relu=kept is not None)
-        if kept is not None:
-            features, own, inputs = features.relu_(), _through(lambda x: F.relu(ours(x)), own), kept.T
-        progress.update()
+    features, own, decode = images, images, one
+    for conv, ours, encode in zip(convs, [student.head, *student.body, student.tail], encodes):
+        features, relu = _through(conv, features), conv is not teacher.tail
+        _set(ours, fit(places(own, 3), places(features) @ encode.T, _prior(conv, encode, decode), relu))
+        features, own, decode = features.relu_(), _through(lambda x: F.relu(ours(x)), own), encode.T
+        yield
 
 
-def _edsr(teacher, student, images, places, progress):
+def _edsr(teacher, student, images, places):
+    """As _vdsr, for an EDSR."""
     *blocks, last = teacher.body
-    *own_blocks, own_last = student.body
     up, tail = teacher.tail
-    progress.reset(2 * len(blocks) + len(up) // 2 + 2)
-    head = _through(teacher.head, 255 * images - teacher.mean)
+    x, colours = 255 * images - teacher.mean, torch.eye(teacher.channels, device=images.device)
+    head = _through(teacher.head, x)
 
     # What runs along the skips, and what the blocks hold between their convolutions.
     moment, grams, stream = 0, [], head
@@ -212,46 +211,40 @@ def _edsr(teacher, student, images, places, progress):
         moment = moment + normal_matrix(places(stream))
         grams.append(normal_matrix(places(_through(block.body[:2], stream), 3)[::2]))
         stream = _through(block, stream)
-        progress.update()
+        yield
     skip = head + _through(last, stream)
-    reads = [conv.weight for conv in (*(block.body[0] for block in blocks), last, up[0])]
-    encode, decode = encoding(moment + normal_matrix(places(stream)) + normal_matrix(places(skip)),
-                              torch.cat([weight.movedim(1, -1).flatten(0, -2) for weight in reads]), student.n_feats)
+    moment = moment + normal_matrix(places(stream)) + normal_matrix(places(skip))
+    encode, decode = encoding(moment, _reads([*(block.body[0] for block in blocks), last, up[0]]), student.n_feats)
 
-    _set(student.head[0], _prior(teacher.head[0], encode))
-    own_head = own = _through(student.head, 255 * images - teacher.mean)
+    _set(student.head[0], _prior(teacher.head[0], encode, colours))
+    own_head = own = _through(student.head, x)
     stream = head
-    for block, ours, gram in zip(blocks, own_blocks, grams):
-        first, second = block.body[0], block.body[2]
-        kept = torch.eye(teacher.n_feats, device=images.device)[
-            keep_channels(gram, _prior(second, encode)[:-1], student.n_feats)]
-        _refit(ours.body[0], places(own, 3), places(_through(first, stream)) @ kept.T,
-               _prior(first, kept, decode), relu=True)
+    for block, ours, gram in zip(blocks, student.body, grams):
+        first, _, second = block.body
+        kept = _kept(gram, second, encode, student.n_feats)
+        _set(ours.body[0], fit(places(own, 3), places(_through(first, stream)) @ kept.T, _prior(first, kept, decode),
+                               relu=True))
         stream = _through(block, stream)
-        _refit(ours.body[2], places(_through(ours.body[:2], own), 3),
-               (places(stream) @ encode.T - places(own)) / block.res_scale, _prior(second, encode, kept.T))
+        _set(ours.body[2], fit(places(_through(ours.body[:2], own), 3),
+                               (places(stream) @ encode.T - places(own)) / block.res_scale,
+                               _prior(second, encode, kept.T)))
         own = _through(ours, own)
-        progress.update()
-    _refit(own_last, places(own, 3), places(skip) @ encode.T - places(own_head), _prior(last, encode, decode))
+        yield
+    own_last = student.body[-1]
+    _set(own_last, fit(places(own, 3), places(skip) @ encode.T - places(own_head), _prior(last, encode, decode)))
     own = own_head + _through(own_last, own)
-    progress.update()
-    _edsr_tail(teacher, student, skip, own, decode, places, progress)
+    yield
 
-
-def _edsr_tail(teacher, student, features, own, decode, places, progress):
-    """Fit the upsampler and the last convolution, all linear, to what the teacher makes of its features."""
-    up, tail = teacher.tail
-    convs = [*up[::2], tail]
-    for i, (conv, shuffle) in enumerate(zip(up[::2], up[1::2])):
-        factor = shuffle.upscale_factor
-        features = _through(up[2 * i:2 * i + 2], features)
-        encode, next_decode = encoding(normal_matrix(places(features)),
-                                       convs[i + 1].weight.movedim(1, -1).flatten(0, -2), student.n_feats)
+    # The upsampler and the last convolution, all linear.
+    features, own_up = skip, student.tail[0]
+    for i, reader in zip(range(0, len(up), 2), (*up[2::2], tail)):
+        features, factor = _through(up[i:i + 2], features), up[i + 1].upscale_factor
+        encode, next_decode = encoding(normal_matrix(places(features)), _reads([reader]), student.n_feats)
         # Channels and, within each, the factor**2 places that the shuffle gives it.
         outputs = torch.kron(encode, torch.eye(factor**2, device=encode.device))
         encoded = _through(lambda x: F.pixel_unshuffle(F.conv2d(x, encode[..., None, None]), factor), features)
-        _refit(student.tail[0][2 * i], places(own, 3), places(encoded), _prior(conv, outputs, decode))
-        own, decode = _through(student.tail[0][2 * i:2 * i + 2], own), next_decode
-        progress.update()
-    _refit(student.tail[1], places(own, 3), places(_through(tail, features)), _prior(tail, None, decode))
-    progress.update()
+        _set(own_up[i], fit(places(own, 3), places(encoded), _prior(up[i], outputs, decode)))
+        own, decode = _through(own_up[i:i + 2], own), next_decode
+    yield
+    _set(student.tail[1], fit(places(own, 3), places(_through(tail, features)), _prior(tail, colours, decode)))
+    yield
