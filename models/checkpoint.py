@@ -19,7 +19,7 @@ def read_checkpoint(path):
     head = b""
     try:
         with open(path, "rb") as file:
-            head = file.read(64)
+            head = file.read(40)
         if head[8:9] == b"{":  # safetensors: a header in JSON after its length
             from safetensors.torch import load_file
             return load_file(path)
@@ -32,12 +32,12 @@ def read_checkpoint(path):
         raise
     except Exception as error:  # whatever a damaged file makes its reader stumble over
         reason = f"{type(error).__name__}: {error}".rstrip(": ").splitlines()[0]
-        begins = f"; it begins with {head[:40]!r}" if head[:2] not in (b"", b"PK") else ""  # a web page is known by that
+        begins = f"; it begins with {head!r}" if head[:2] not in (b"", b"PK") else ""  # a web page is known by that
         raise InputError(f"{path}: cannot be read as a checkpoint ({reason}){begins}") from None
 
 
 def _check_zip(path):
-    """Raise InputError where the zip archive is another than torch.save's, or damaged, which torch.load does not see."""
+    """Raise InputError where a zip archive is not torch.save's, or damaged, which torch.load does not see."""
     with zipfile.ZipFile(path) as archive:
         names = {name.partition("/")[2] for name in archive.namelist()}
         if "constants.pkl" in names:
@@ -49,9 +49,9 @@ def _check_zip(path):
 
 
 class StandIn(dict):
-    """In place of an object: it does nothing. It holds what a subclass of dict does; `state` is the object's __dict__."""
+    """In place of an object, it does nothing: the items of a dict and the attributes; of a module, its state_dict()."""
 
-    stands_for, state = "", {}
+    stands_for = ""
     dump_patches = False  # else torch.load may write how a module's source code has changed to a file
     __hash__, __eq__ = object.__hash__, object.__eq__
 
@@ -59,9 +59,7 @@ class StandIn(dict):
         super().__init__()
 
     def append(self, item):
-        """Items of a list or set of a class of one's own are not kept."""
-
-    add = append
+        """Items of a list of a class of one's own are not kept."""
 
 
 class _InertUnpickler(pickle._Unpickler):
@@ -78,7 +76,7 @@ class _InertUnpickler(pickle._Unpickler):
         "torch._utils._rebuild_tensor_v2": lambda *args: torch._utils._rebuild_tensor(*args[:4]),
         "torch._tensor._rebuild_from_type_v2": lambda rebuild, kind, args, state: rebuild(*args),
         **dict.fromkeys(("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state",
-                         "torch.nn.parameter.Parameter", "torch.autograd.variable.Variable"),  # the last two: before 0.4
+                         "torch.nn.parameter.Parameter", "torch.autograd.variable.Variable"),  # the last: before 0.4
                         lambda tensor, *_: tensor),
     }
 
@@ -86,9 +84,16 @@ class _InertUnpickler(pickle._Unpickler):
         return self.KNOWN.get(f"{module}.{name}") or type("StandIn", (StandIn,), {"stands_for": f"{module}.{name}"})
 
     def load_build(self):
-        state = self.stack.pop()
-        if isinstance(self.stack[-1], StandIn) and isinstance(state, dict):
-            self.stack[-1].state = state
+        state, made = self.stack.pop(), self.stack[-1]
+        if isinstance(made, StandIn) and isinstance(state, dict):
+            if state.keys() >= {"_parameters", "_buffers", "_modules"}:
+                made.update(state["_parameters"] | state["_buffers"])
+                for name in state.get("_non_persistent_buffers_set", ()):
+                    made.pop(name, None)
+                for name, inner in state["_modules"].items():  # they are built before what they are in
+                    made.update({f"{name}.{key}": value for key, value in (inner or {}).items()})
+            else:
+                made.update(state)
 
     dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
 

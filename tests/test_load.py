@@ -160,7 +160,7 @@ def test_basicsr(tmp_path, scale, up):
     (tiny("edsr").state_dict() | shift(MEAN) | {"sub_mean.weight": torch.eye(3)[..., None, None] / 2}, "sub_mean"),
     ({"model": W, "net": ZERO}, "under 'model' and 'net'"), ({"epoch": 3, "head.weight": 3}, "holds no weights"),
     (dict(enumerate(W.values())), "begins with the tensor '0'; names known are"),
-    (W | {"head.weight": torch.tensor(1.0)}, "the first convolution's weight is (), expected 4 dimensions"),
+    (W | {"head.weight": torch.tensor(1.0)}, "'head.weight' is (), expected (1, 1, 3, 3)"),
     (W | {"body.99999.weight": torch.zeros(6, 6, 3, 3)}, "'body.2.weight' is missing"),
     (W | {"head.weight": W["head.weight"] / 0}, "the tensor 'head.weight' is not finite"),
     (W | {"head.weight": W["head.weight"] * 1j}, "'head.weight' is torch.complex64, expected torch.float32"),
