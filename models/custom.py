@@ -1,17 +1,17 @@
 """A network that this project does not have, from a Python file of one's own (distillation.py --model).
 
 Its functions teacher() and student() return a torch.nn.Module that takes LR images (B, C, h, w) in [0, 1] to SR images
-(B, C, scale * h, scale * w) and says its `scale` and its `channels` C (3: RGB, 1: luma). Nothing else is asked of it; where
-it says its `reach`, how many input pixels around an output pixel it depends on, large images go through it in tiles.
+(B, C, scale * h, scale * w) and says its `scale` and its `channels` C (3: RGB, 1: luma). Where it says its `reach`, how
+many input pixels around an output pixel it depends on, large images go through it in tiles.
 """
 
 import hashlib
 import sys
 import traceback
 from contextlib import contextmanager
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -26,8 +26,7 @@ _PROJECT = Path(__file__).resolve().parent.parent
 def custom_network(path, role, weights=None):
     """The network that the function `role` ("teacher" or "student") of the file `path` makes, in evaluation mode.
 
-    weights: a checkpoint to load into it, with the names it has. It gets what this project asks of a network
-    besides: `scales`, `upscaled_input` and `config`. Raises InputError, with the line of the file that is at fault.
+    weights: a checkpoint to load into it, with the names it has. Raises InputError, with the line that is at fault.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,8 +38,9 @@ def custom_network(path, role, weights=None):
             and isinstance(reach, int) and reach >= 0):
         raise InputError(f"--model {path}: {role}() must return a module with `scale` (2, 3 or 4) and `channels` "
                          "(3: RGB, 1: luma); its `reach`, if any, must be a number of pixels")
+    # What this project asks of a network besides.
     config = {"arch": "own", "file": path.name, "role": role}
-    for name, value in (("scales", (scale,)), ("upscaled_input", False), ("config", config)):
+    for name, value in {"scales": (scale,), "upscaled_input": False, "config": config}.items():
         if getattr(network, name, value) != value:
             raise InputError(f"--model {path}: the {role} has a `{name}` of its own, a name that is taken; rename it")
         setattr(network, name, value)
@@ -56,23 +56,19 @@ def custom_network(path, role, weights=None):
     return network
 
 
+@cache
 def _run(path):
     """The file as a module that runs once. What lies beside it can be imported, even under a name of this project's."""
-    name = f"{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    loader = SourceFileLoader(name, str(path))
+    module = ModuleType(f"{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:16]}")
+    module.__file__ = str(path)
     beside = {file.stem for file in path.parent.iterdir() if file.suffix == ".py" or (file / "__init__.py").exists()}
-    hidden = {key: sys.modules.pop(key) for key, module in list(sys.modules.items())
+    hidden = {key: sys.modules.pop(key) for key, ours in list(sys.modules.items())
               if key.partition(".")[0] in beside and path.parent != _PROJECT
-              and _PROJECT in Path(getattr(module, "__file__", None) or "").parents}
-    module = sys.modules[name] = module_from_spec(spec_from_loader(name, loader))
+              and _PROJECT in Path(getattr(ours, "__file__", None) or "").parents}
+    sys.modules[module.__name__] = module  # dataclasses look for it there
     sys.path.insert(0, str(path.parent))
     try:
-        loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
+        exec(compile(path.read_bytes(), path, "exec"), vars(module))
     finally:
         sys.path.append(sys.path.pop(sys.path.index(str(path.parent))))  # for what its functions import later
         sys.modules.update(hidden)

@@ -1,4 +1,4 @@
-"""EDSR (Lim et al., CVPRW 2017), full and half width: RGB in, RGB out, upscaling inside."""
+"""EDSR (Lim et al., CVPRW 2017): RGB in, RGB out, upscaling inside."""
 
 from functools import partial
 
@@ -26,8 +26,7 @@ class EDSR(nn.Module):
 
     forward: (B, channels, h, w) in [0, 1], float32 -> (B, channels, scale * h, scale * w), float32, not clipped.
     Inside, values are 0..255 less 255 * mean (one number a channel; by default that of DIV2K for RGB and none for
-    luma), so that EDSR-PyTorch's weights serve as they are. The parts carry that project's names. Baseline:
-    EDSR(16, 64); full: EDSR(32, 256, res_scale=0.1).
+    luma). So values and names are EDSR-PyTorch's, whose weights serve as they are.
     """
 
     upscaled_input = False
@@ -48,13 +47,13 @@ class EDSR(nn.Module):
 
     @property
     def config(self):
-        """What build_model needs to make this network again."""
+        """As VDSR.config."""
         return {"arch": "edsr", "n_resblocks": len(self.body) - 1, "n_feats": self.n_feats,
                 "scale": self.scales[0], "res_scale": self.res_scale, **self.unusual}
 
     @property
     def reach(self):
-        """How many input pixels around an output pixel it depends on, at most."""
+        """As VDSR.reach, at most."""
         return 1 + 2 * len(self.body) + len(self.tail[0]) // 2
 
     def forward(self, x):
@@ -63,13 +62,11 @@ class EDSR(nn.Module):
         return (self.tail(features) + self.mean) / 255
 
     def grow(self, n_resblocks, init="random"):
-        """Insert residual blocks before the body's last convolution until there are n_resblocks.
+        """Insert residual blocks before the body's last convolution until there are n_resblocks; as VDSR.grow.
 
-        What is trained is kept. init="random" as the paper does; "identity" zeroes each new block's
-        last convolution, so that the block passes its input through.
+        init="identity" zeroes each new block's last convolution, so that the block passes its input through.
         """
-        last = len(self.body) - 1
-        for n in range(last, n_resblocks):
+        for n in range(len(self.body) - 1, n_resblocks):
             block = ResBlock(self.n_feats, self.res_scale).to(self.mean, memory_format=torch.channels_last)
             if init == "identity":
                 nn.init.zeros_(block.body[2].weight)

@@ -4,17 +4,14 @@ import math
 
 import torch
 
-# Values in the largest feature map of a tile: 64 MB in float32.
-_LARGEST = 2**24
-
 
 @torch.inference_mode()
-def run_tiled(model, x, largest=_LARGEST):
+def run_tiled(model, x, largest=2**24):
     """model(x) for a batch x (B, C, H, W) that may be too large to hold all its features at once.
 
-    Each tile comes with the pixels around it that its output depends on, `model.reach` on every side, so that no seam
-    shows: the result is that of the whole image but for rounding. A network that does not say its reach gets all at once.
-    largest: values in a feature map.
+    Each tile comes with the `model.reach` pixels around it that its output depends on, so that no seam shows: the
+    result is that of the whole image but for rounding. A network that does not say its reach gets all at once.
+    largest: values in a feature map (64 MB in float32).
     """
     ratio, (rows, columns) = 1 if model.upscaled_input else model.scales[0], x.shape[-2:]
     widest = getattr(model, "n_feats", max(getattr(module, "out_channels", 1) for module in model.modules()))
@@ -36,9 +33,6 @@ def run_tiled(model, x, largest=_LARGEST):
 
 def self_ensemble(function, x):
     """The mean of function's results on the eight flips and turns of x, turned back (EDSR's "+")."""
-    total = 0
-    for turns in range(4):
-        for flip in ((), (-1,)):
-            output = function(x.rot90(turns, (-2, -1)).flip(flip))
-            total = total + output.flip(flip).rot90(-turns, (-2, -1))
-    return total / 8
+    views = ((turns, flip) for turns in range(4) for flip in ((), (-1,)))
+    return sum(function(x.rot90(turns, (-2, -1)).flip(flip)).flip(flip).rot90(-turns, (-2, -1))
+               for turns, flip in views) / 8

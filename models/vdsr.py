@@ -1,7 +1,4 @@
-"""VDSR (Kim et al., CVPR 2016), full and half width, without biases: luma in, luma out.
-
-The input is the LR image already upscaled by bicubic; the network adds the detail that is missing.
-"""
+"""VDSR (Kim et al., CVPR 2016), without biases: adds the detail that is missing to the luma upscaled by bicubic."""
 
 import math
 
@@ -53,8 +50,8 @@ class VDSR(nn.Module):
     def grow(self, n_resblocks, init="random"):
         """Append body convolutions until there are n_resblocks; what is trained is kept.
 
-        init="random" as the paper does; "identity" leaves the network's function as it is: behind a
-        ReLU nothing is negative, so a convolution with the identity kernel passes its input through.
+        init: "random" as the paper does, or "identity": behind a ReLU nothing is negative, so a convolution with the
+        identity kernel passes its input through.
         """
         for _ in range(n_resblocks - len(self.body)):
             conv = _conv(self.n_feats, self.n_feats).to(self.head.weight, memory_format=torch.channels_last)
