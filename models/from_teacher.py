@@ -1,17 +1,15 @@
 """A student made of its teacher's weights, without a training step and without data.
 
-A narrow student that starts from random weights spends nearly all of its training on finding what its teacher already
-knows. Here of every layer some channels are kept, and every convolution is fitted anew by least squares, so that the
-narrow network gives what the wide one gives on a few hundred synthetic images.
+Of every layer some channels are kept, and every convolution is fitted anew by least squares, so that the narrow network
+gives what the wide one gives on a few hundred synthetic images.
 
 1. Which channels to keep (keep_channels). Let A (rows, 9 C) hold the 3x3 patches of a layer's C features, one row a
-   place, and W the kernel that reads them, so that A W is what the next layer gets. With G = A'A the best kernel for
-   all channels is B = inv(G) G W = W; leaving channel c out, with its nine columns, and fitting the others anew
-   raises the squared error by
+   place, and W the kernel that reads them, so that A W is what the next layer gets. With G = A'A, leaving channel c
+   out, with its nine columns, and fitting the others anew raises the squared error by
 
-       tr(B_c' inv(inv(G)_cc) B_c),
+       tr(W_c' inv(inv(G)_cc) W_c),
 
-   and the block formula turns inv(G) and B into those without c. The cheapest channel goes, until enough are gone. This
+   and the block formula turns inv(G) and W into those without c. The cheapest channel goes, until enough are gone. This
    runs from the last layer to the first, since only what the next layer's kept channels need is worth keeping.
 
 2. How to weigh them (fit). From the first layer to the last, each kernel is fitted to the teacher's pre-activations of
@@ -23,11 +21,10 @@ narrow network gives what the wide one gives on a few hundred synthetic images.
    it is not channels that are kept but the directions (encoding) that the layers reading them respond to most: the
    reduced-rank regression of what they read.
 
-Relatives. He, Zhang and Sun (Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017) and ThiNet (Luo, Wu
-and Lin, ICCV 2017) keep the channels that reconstruct the next layer and refit that layer, layer by layer, on training
-images; weight selection (Xu et al., Initializing Models with Larger Ones, ICLR 2024) takes some of a large network's
-weights, without a fit. New here: no data, all layers in one pass each way, the fit on the student's own features, the
-ReLU in the target, and directions in the place of channels where all is linear.
+Relatives. He, Zhang and Sun (Channel Pruning, ICCV 2017) and ThiNet (Luo, Wu and Lin, ICCV 2017) keep the channels that
+reconstruct the next layer and refit it, on training images; weight selection (Xu et al., ICLR 2024) takes a part of the
+large network's weights, without a fit. New here: no data, the fit on the student's own features, the ReLU in the target,
+and directions in the place of channels where all is linear.
 """
 
 import torch
@@ -63,9 +60,6 @@ def student_from_teacher(teacher, images, n_feats, seed=1, disable=None):
     return student
 
 
-# ---- least squares ---------------------------------------------------------------------------------
-
-
 class Places:
     """Random places in a stack of `count` images, the same for all feature maps of one size."""
 
@@ -95,7 +89,7 @@ def keep_channels(gram, kernel, n_feats):
     gram: A'A (9 C, 9 C) of the features' patches. kernel: (9 C, outputs).
     """
     inverse = torch.linalg.inv(gram + _ridge(gram))
-    best = inverse @ (gram @ kernel.double())
+    best = inverse @ (gram @ kernel.double())  # W, but for the ridge
     alive = list(range(len(gram) // 9))
     while len(alive) > n_feats:
         diagonal = inverse.unflatten(1, (-1, 9)).unflatten(0, (-1, 9)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
@@ -125,14 +119,13 @@ def fit(rows, target, prior, relu=False):
     return kernel
 
 
-def encoding(moment, reads, n_feats):
-    """(encode (n_feats, C), decode (C, n_feats)): the directions of C features to which `reads` responds most.
+def encoding(moment, kernels, n_feats):
+    """(encode (n_feats, C), decode (C, n_feats)): the directions of C features to which later layers respond most.
 
-    moment: (C, C), the features' second moments. reads: (outputs, C), what later layers take of them. Then
-    reads @ decode @ encode is the best approximation of rank n_feats of what is read, in the mean square; at
-    n_feats = C decode @ encode is the identity.
+    moment: (C, C), the features' second moments. kernels: those that read them. With decode @ encode between, these get
+    the best approximation of rank n_feats of what they read, in the mean square; at n_feats = C that is the identity.
     """
-    moment, reads = moment.double(), reads.double()
+    reads = torch.cat([kernel.movedim(1, -1).flatten(0, -2) for kernel in kernels]).double()
     values, vectors = torch.linalg.eigh(moment + _ridge(moment))
     root = vectors * values.sqrt()
     right = torch.linalg.eigh(root.T @ (reads.T @ reads) @ root).eigenvectors.flip(1)[:, :n_feats]
@@ -140,8 +133,6 @@ def encoding(moment, reads, n_feats):
     return (size * right.T @ (vectors / values.sqrt()).T).float(), (root @ right / size).float()
 
 
-# ---- layers ----------------------------------------------------------------------------------------
-#
 # The student's features are encode (n_feats, C) times the teacher's, which decode (C, n_feats) makes of them again:
 # where channels are kept, rows of the identity and their transpose; for images and outputs the identity.
 
@@ -170,11 +161,6 @@ def _set(conv, kernel):
     conv.weight.copy_(kernel[:columns].T.reshape(conv.weight.shape))
     if conv.bias is not None:
         conv.bias.copy_(kernel[columns])
-
-
-def _reads(convs):
-    """The kernels of convolutions of the same features, for encoding."""
-    return torch.cat([conv.weight.movedim(1, -1).flatten(0, -2) for conv in convs])
 
 
 def _vdsr(teacher, student, images, places):
@@ -214,7 +200,8 @@ def _edsr(teacher, student, images, places):
         yield
     skip = head + _through(last, stream)
     moment = moment + normal_matrix(places(stream)) + normal_matrix(places(skip))
-    encode, decode = encoding(moment, _reads([*(block.body[0] for block in blocks), last, up[0]]), student.n_feats)
+    kernels = [conv.weight for conv in (*(block.body[0] for block in blocks), last, up[0])]
+    encode, decode = encoding(moment, kernels, student.n_feats)
 
     _set(student.head[0], _prior(teacher.head[0], encode, colours))
     own_head = own = _through(student.head, x)
@@ -239,7 +226,7 @@ def _edsr(teacher, student, images, places):
     features, own_up = skip, student.tail[0]
     for i, reader in zip(range(0, len(up), 2), (*up[2::2], tail)):
         features, factor = _through(up[i:i + 2], features), up[i + 1].upscale_factor
-        encode, next_decode = encoding(normal_matrix(places(features)), _reads([reader]), student.n_feats)
+        encode, next_decode = encoding(normal_matrix(places(features)), [reader.weight], student.n_feats)
         # Channels and, within each, the factor**2 places that the shuffle gives it.
         outputs = torch.kron(encode, torch.eye(factor**2, device=encode.device))
         encoded = _through(lambda x: F.pixel_unshuffle(F.conv2d(x, encode[..., None, None]), factor), features)

@@ -20,7 +20,7 @@ _KNOWN_NAMES = (
     "EDSR-PyTorch's (head.0, body.N.body.0, tail.0.0) and BasicSR's (conv_first, body.N.conv1, conv_last)"
 )
 _AVERAGES = re.compile(r"(^|[._])(ema|swa|avg|averaged?)([._]|$)")
-_USUAL_KEYS = re.compile(r"(^|\.)(state_dict|(model|net|network)(_state(_dict)?)?|params|netG|G|generator|weights|state)"
+_USUAL_KEYS = re.compile(r"(^|\.)(state(_dict)?|(model|net|network)(_state(_dict)?)?|params|netG|G|generator|weights)"
                          r"(\.|$)")
 # Counters of thop and of torch.optim.swa_utils among the weights.
 _COUNTERS = re.compile(r"(^|\.)(total_ops|total_params|n_averaged)$")
@@ -67,9 +67,6 @@ def load_weights(model, weights, path):
     for name in sorted(weights.keys() - expected.keys()):
         raise InputError(f"{path}: the tensor '{name}' is unexpected in this architecture")
     model.load_state_dict(weights)
-
-
-# ---- the tensors in a file -------------------------------------------------------------------------
 
 
 def find_weights(content, path, fits):
@@ -119,9 +116,6 @@ def _equal(a, b):
     return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
 
 
-# ---- the names and numbers of others ---------------------------------------------------------------
-
-
 def _recognised(names):
     ours = {_our_name(name) for name in names}
     return "head.weight" in ours or ours >= {"head.0.weight", "tail.0.0.weight"}
@@ -147,7 +141,7 @@ def _infer(found, path, res_scale):
     if not _recognised(weights.keys()):
         raise InputError(f"{path}: begins with the tensor '{next(iter(found))}'; {_KNOWN_NAMES}")
     head = weights.get("head.weight", weights.get("head.0.weight"))
-    n_feats, channels = (*head.shape, 1, 1)[:2]  # load_weights refuses other shapes than a kernel's
+    n_feats, channels = (*head.shape, 1, 1)[:2]  # what is no kernel is refused by load_weights
     if "head.weight" in weights:
         return weights, {"arch": "vdsr", "n_resblocks": n_blocks, "n_feats": n_feats}
     if channels not in (1, 3):

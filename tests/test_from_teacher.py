@@ -99,7 +99,7 @@ def test_directions_are_the_best_of_their_number():
     given = features @ reads.T
     values = torch.linalg.svdvals(given)
     for n_feats in (2, 4, 6):
-        encode, decode = (matrix.double() for matrix in encoding(normal_matrix(features), reads, n_feats))
+        encode, decode = (matrix.double() for matrix in encoding(normal_matrix(features), [reads[..., None, None]], n_feats))
         missing = (given - features @ (reads @ decode @ encode).T).square().sum()
         assert missing.item() == pytest.approx(values[n_feats:].square().sum().item(), rel=0.01, abs=1e-6 * 400)
     torch.testing.assert_close(decode @ encode, torch.eye(6).double(), rtol=0, atol=1e-4)

@@ -1,10 +1,12 @@
-"""Networks and their growth."""
+"""Networks and their growth; in tiles, which show no seam."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from models import EDSR, VDSR, Generator, build_model, half_width
+from models.tiles import run_tiled
 
 
 def test_parameter_counts_are_the_published_ones():
@@ -19,7 +21,7 @@ def test_parameter_counts_are_the_published_ones():
 def test_vdsr_adds_the_network_to_its_input():
     model = VDSR(n_resblocks=1, n_feats=1)
     for conv, weight in ((model.head, 2.0), (model.body[0], -3.0), (model.tail, 5.0)):
-        torch.nn.init.zeros_(conv.weight)
+        nn.init.zeros_(conv.weight)
         conv.weight.data[0, 0, 1, 1] = weight
     x = torch.tensor([[[[0.5, -0.25]]]])
     # head 1, 0 after ReLU; body -3, 0 -> 0 after ReLU; nothing is added
@@ -37,7 +39,7 @@ def test_edsr_upscales_and_shifts_by_the_mean(scale):
     x, (conv1, _, conv2) = torch.rand(1, 4, 6, 6), model.body[0].body
     torch.testing.assert_close(model.body[0](x), x + 0.1 * conv2(F.relu(conv1(x))))
     for parameter in model.tail.parameters():
-        torch.nn.init.zeros_(parameter)
+        nn.init.zeros_(parameter)
     torch.testing.assert_close(model(torch.rand(1, 3, 2, 2))[0, :, 0, 0], torch.tensor([0.4488, 0.4371, 0.4040]))
 
 
@@ -66,5 +68,33 @@ def test_generator():
     assert images.shape == (4, 3, 12, 12)
     assert 0 <= images.min() and images.max() <= 1 and images.std() > 0.1
     assert generator.head.weight.shape == (128 * 9, 10)
-    norms = [module for module in generator.modules() if isinstance(module, torch.nn.InstanceNorm2d)]
+    norms = [module for module in generator.modules() if isinstance(module, nn.InstanceNorm2d)]
     assert [(m.num_features, m.eps, m.affine) for m in norms] == [(128, 1e-5, True), (128, 0.8, True), (64, 0.8, True)]
+
+
+def own(**reach):
+    """A network of one's own that ends in a transposed convolution, as FSRCNN does."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.LeakyReLU(),
+                            nn.ConvTranspose2d(8, 3, 9, stride=2, padding=4, output_padding=1))
+    vars(network).update(channels=3, scales=(2,), upscaled_input=False, **reach)
+    return network
+
+
+@pytest.mark.parametrize("make, radius", [
+    (lambda: VDSR(3, 8), 5), (lambda: EDSR(1, 8, scale=3), 6), (lambda: EDSR(1, 8, scale=4), 7), (lambda: own(reach=3), 3),
+    (own, None)], ids=["VDSR", "EDSR x3", "EDSR x4", "own", "own that does not say"])
+def test_tiles_leave_no_seam(make, radius):
+    """As the whole image to 1e-5, of sides that no tile divides; what is beyond the reach changes nothing."""
+    model = make().eval()
+    assert getattr(model, "reach", None) == radius
+    x, shapes = torch.rand(2, model.channels, 71, 45), []
+    with torch.no_grad():
+        whole = model(x)
+    ratio = whole.shape[-1] // 45
+    model.register_forward_pre_hook(lambda _, inputs: shapes.append(max(inputs[0].shape[-2:])))
+    result = run_tiled(model, x, largest=2 * 8 * ratio**2 * 36**2)
+    assert (len(shapes) > 4 and max(shapes) <= 36) == (radius is not None)
+    torch.testing.assert_close(result, whole, rtol=0, atol=1e-5)
+    shapes.clear()
+    run_tiled(model, x[..., :36, :30], largest=2 * 8 * ratio**2 * 36**2)
+    assert shapes == [36]
