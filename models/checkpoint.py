@@ -1,10 +1,10 @@
 """Read a checkpoint file without running code from it."""
 
 import pickle
-import types
 import warnings
 import zipfile
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import torch
 
@@ -27,7 +27,9 @@ def read_checkpoint(path):
             _check_zip(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters becomes an error
-            return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT_PICKLE)
+            load = lambda file, **options: _InertUnpickler(file, **options).load()
+            inert = SimpleNamespace(__name__="inert", Unpickler=_InertUnpickler, load=load)
+            return torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert)
     except InputError:
         raise
     except Exception as error:  # whatever a damaged file makes its reader stumble over
@@ -54,12 +56,7 @@ class StandIn(dict):
     stands_for = ""
     dump_patches = False  # else torch.load may write how a module's source code has changed to a file
     __hash__, __eq__ = object.__hash__, object.__eq__
-
-    def __init__(self, *args, **kwargs):
-        super().__init__()
-
-    def append(self, item):
-        """Items of a list of a class of one's own are not kept."""
+    __init__ = append = lambda self, *args, **kwargs: None  # what it is called with, and a list's items, are not kept
 
 
 class _InertUnpickler(pickle._Unpickler):
@@ -96,7 +93,3 @@ class _InertUnpickler(pickle._Unpickler):
                 made.update(state)
 
     dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
-
-
-_INERT_PICKLE = types.SimpleNamespace(
-    __name__="inert", Unpickler=_InertUnpickler, load=lambda file, **options: _InertUnpickler(file, **options).load())

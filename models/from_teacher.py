@@ -23,9 +23,11 @@ gives what the wide one gives on a few hundred synthetic images.
 
 Relatives. He, Zhang and Sun (Channel Pruning, ICCV 2017) and ThiNet (Luo, Wu and Lin, ICCV 2017) keep the channels that
 reconstruct the next layer and refit it, on training images; weight selection (Xu et al., ICLR 2024) takes a part of the
-large network's weights, without a fit. New here: no data, the fit on the student's own features, the ReLU in the target,
-and directions in the place of channels where all is linear.
+large network's weights, without a fit. New here: no data, the fit on the student's own features, the ReLU in the
+target, and directions in the place of channels where all is linear.
 """
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +54,9 @@ def student_from_teacher(teacher, images, n_feats, seed=1, disable=None):
     if not make or not 1 <= n_feats <= teacher.n_feats:
         raise ValueError(f"no student of {n_feats} channels can be made of {teacher.config}")
     student = build_model(config).to(images.device).eval()
-    places = Places(len(images), torch.Generator().manual_seed(seed), images.device)
+    stream = torch.Generator().manual_seed(seed)
+    image = torch.randint(len(images), (ROWS,), generator=stream).to(images.device)
+    places = partial(_patches, image, torch.rand(2, ROWS, generator=stream).to(images.device))
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         for _ in tqdm(make(teacher, student, images, places), "student from teacher", 2 * config["n_resblocks"] + 3,
                       leave=False, unit="layer", disable=disable):
@@ -60,18 +64,14 @@ def student_from_teacher(teacher, images, n_feats, seed=1, disable=None):
     return student
 
 
-class Places:
-    """Random places in a stack of `count` images, the same for all feature maps of one size."""
+def _patches(image, fraction, features, size=1):
+    """What lies in features (N, C, H, W) at places (image, fraction of its height, of its width).
 
-    def __init__(self, count, stream, device):
-        self.image = torch.randint(count, (ROWS,), generator=stream).to(device)
-        self.fraction = torch.rand(2, ROWS, generator=stream).to(device)
-
-    def __call__(self, features, size=1):
-        """Rows of what lies there in features (N, C, H, W): patches (ROWS, C * size * size), columns as in a kernel."""
-        row, column = ((f * n).long().clamp(max=n - 1) for f, n in zip(self.fraction, features.shape[-2:]))
-        padded, around = F.pad(features, [size // 2] * 4), range(size)
-        return torch.stack([padded[self.image, :, row + y, column + x] for y in around for x in around], 2).flatten(1)
+    Returns patches (places, C * size * size), columns as in a kernel.
+    """
+    row, column = ((f * n).long().clamp(max=n - 1) for f, n in zip(fraction, features.shape[-2:]))
+    padded, around = F.pad(features, [size // 2] * 4), range(size)
+    return torch.stack([padded[image, :, row + y, column + x] for y in around for x in around], 2).flatten(1)
 
 
 def normal_matrix(rows):

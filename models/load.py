@@ -51,9 +51,8 @@ def load_model(path, device="cpu", res_scale=None):
 
 
 def load_weights(model, weights, path):
-    """Load {name: tensor} into `model`. Raises InputError where names, shapes or kinds do not fit or one is not finite.
-
-    Only parameters have to be finite: a buffer may hold an infinity.
+    """Load {name: tensor} into `model`. Raises InputError where names, shapes or kinds do not fit or a parameter is not
+    finite; a buffer may hold an infinity.
     """
     expected = model.state_dict(keep_vars=True)
     for name, tensor in expected.items():
