@@ -151,18 +151,19 @@ def _infer(found, path, res_scale):
     guesses = [] if res_scale else [f"res_scale {config['res_scale']}, usual at this width (--res_scale sets another)"]
     if "conv_first.weight" not in found:  # EDSR-PyTorch's, not BasicSR's
         config["n_resblocks"] -= 1  # the convolution after the blocks was counted as one
-        guesses += _unshift(weights, config, channels, path)
+        guesses += _unshift(weights, config, path)
     if guesses:
         tqdm.write(f"{path}: does not say all; taken are {'; '.join(guesses)}")
     return weights, config
 
 
-def _unshift(weights, config, channels, path):
+def _unshift(weights, config, path):
     """Take EDSR-PyTorch's mean shift out of `weights`; its mean, unless usual, goes into `config`. Returns guesses.
 
     The network is convolutions and ReLU: one of values in 0..high is one of values in 0..255 once its biases are
     255 / high as large.
     """
+    channels = config.get("channels", 3)
     shift = {name: weights.pop(name).float() for name in [*weights] if re.match(r"(sub|add)_mean\.", name)}
     if shift:
         offset, one = shift.get("add_mean.bias", torch.zeros(0)), torch.eye(channels)[..., None, None]
@@ -174,8 +175,8 @@ def _unshift(weights, config, channels, path):
             high = 1 if 0 < offset.abs().max() <= 1 else 255  # a mean is below 1: larger ones are of values in 0..255
             config["mean"], guesses = (offset / high).tolist(), [f"values in 0..{high}, of its own mean shift"]
     else:  # as super-image stores, whose values are in 0..1, and single-channel EDSR-PyTorch
-        high = 1 if channels == 3 else 255
-        config |= {"mean": [0.0] * 3} if channels == 3 else {}
+        high, mean = (1, {"mean": [0.0] * 3}) if channels == 3 else (255, {})
+        config |= mean
         guesses = [f"no mean shift and values in 0..{high}, as there is no sub_mean"]
     for name in weights:
         if name.endswith(".bias"):

@@ -81,8 +81,8 @@ def own(**reach):
 
 
 @pytest.mark.parametrize("make, radius", [
-    (lambda: VDSR(3, 8), 5), (lambda: EDSR(1, 8, scale=3), 6), (lambda: EDSR(1, 8, scale=4), 7), (lambda: own(reach=3), 3),
-    (own, None)], ids=["VDSR", "EDSR x3", "EDSR x4", "own", "own that does not say"])
+    (lambda: VDSR(3, 8), 5), (lambda: EDSR(1, 8, scale=3), 6), (lambda: EDSR(1, 8, scale=4), 7),
+    (lambda: own(reach=3), 3), (own, None)], ids=["VDSR", "EDSR x3", "EDSR x4", "own", "own that does not say"])
 def test_tiles_leave_no_seam(make, radius):
     """As the whole image to 1e-5, of sides that no tile divides; what is beyond the reach changes nothing."""
     model = make().eval()
