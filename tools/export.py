@@ -3,9 +3,9 @@
     python -m tools.export student.pth student.onnx              # or student.pt2
     python -m tools.export student.pth --compare teacher.pth     # what the student saves, as a table
 
-The file takes batches of any size of images of any size, float32 in [0, 1], and returns "sr", not clipped. Its input is
-called "lr", or "input" for networks that take the upscaled image (VDSR). Its metadata (see describe) are an ONNX file's
-metadata_props, as JSON unless they are text; in a .pt2 they are metadata.json.
+The file takes batches of any size of images of any size, float32 in [0, 1]: "lr", or "input" for networks that take the
+upscaled image (VDSR). It returns "sr", not clipped. Its metadata (see describe) are an ONNX file's metadata_props, as
+JSON unless they are text; in a .pt2 they are metadata.json.
 """
 
 import io
@@ -25,9 +25,12 @@ from models.pair import load_network
 from tools.benchmark import milliseconds
 from utils import InputError, choose_device, device_name, run_script, write_atomically
 
-DYNAMIC = ({0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")},)
 TRIED = ((1, 37, 53), (2, 20, 31), (1, 12, 16), (3, 64, 80))  # (batch, height, width) of inputs a file is checked on
 TIMED = (480, 320)  # width and height of the output image whose computing is timed
+
+
+def count_parameters(network):
+    return sum(weight.numel() for weight in network.parameters())
 
 
 def describe(network, score):
@@ -50,7 +53,8 @@ def describe(network, score):
 
 def record(network):
     """The network, on the CPU, as a torch.export.ExportedProgram of any batch, height and width."""
-    program = torch.export.export(network, (torch.zeros(2, network.channels, 24, 32),), dynamic_shapes=DYNAMIC)
+    sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    program = torch.export.export(network, (torch.zeros(2, network.channels, 24, 32),), dynamic_shapes=(sizes,))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     return program
@@ -68,7 +72,7 @@ def need_onnx():
 def write_onnx(network, metadata):
     """The bytes of an ONNX file, weights included."""
     name, factor = ("input", "") if network.upscaled_input else ("lr", f"{network.scales[0]}*")
-    proto = torch.onnx.export(record(network), dynamo=True, dynamic_shapes=DYNAMIC, verbose=False, input_names=[name],
+    proto = torch.onnx.export(record(network), dynamo=True, verbose=False, input_names=[name],
                               output_names=["sr"]).model_proto
     for value, factor in ((proto.graph.input[0], ""), (proto.graph.output[0], factor)):
         for i, length in ((0, "batch"), (2, f"{factor}height"), (3, f"{factor}width")):  # torch 2.6 calls them s0, s1
@@ -126,28 +130,15 @@ def make_file(network, suffix, score=None):
     return content, function is not None
 
 
-def count_parameters(network):
-    return sum(weight.numel() for weight in network.parameters())
-
-
-def random_input(network, width, height):
-    """(1, C, h, w) whose output is width x height, or a little smaller at x3."""
-    ratio = 1 if network.upscaled_input else network.scales[0]
-    return torch.rand(1, network.channels, height // ratio, width // ratio)
-
-
 def multiply_adds(network):
     """Multiply-adds of convolutions and matrix products for a megapixel (10^6 pixels) of output."""
     with FlopCounterMode(display=False) as counter:
-        output = network(random_input(network, 48, 48))
+        output = network(torch.rand(1, network.channels, 48, 48))
     return counter.get_total_flops() / 2 / output[0, 0].numel() * 1e6
 
 
 def cost(network, path):
-    """{column: number} of a network and the checkpoint it came from; sizes in MB (10^6 bytes), times in ms.
-
-    ONNX's columns are missing where its packages are not installed.
-    """
+    """{column: number} of a network and the checkpoint it came from, without ONNX's where its packages are missing."""
     row = {"parameters": count_parameters(network),
            "multiply-adds per output megapixel, 10^9": multiply_adds(network) / 1e9,
            "checkpoint, MB": Path(path).stat().st_size / 1e6}
@@ -158,7 +149,8 @@ def cost(network, path):
         row[".onnx, MB"] = len(content) / 1e6
     except InputError as error:
         print(error, file=sys.stderr)
-    x, all_threads = random_input(network, *TIMED), torch.get_num_threads()
+    ratio, all_threads = 1 if network.upscaled_input else network.scales[0], torch.get_num_threads()
+    x = torch.rand(1, network.channels, TIMED[1] // ratio, TIMED[0] // ratio)
     for threads in sorted({1, all_threads}):
         torch.set_num_threads(threads)
         for name, function in (("torch", network), ("onnxruntime", content and read_onnx(content))):

@@ -5,8 +5,6 @@
 A network on luma (VDSR) upscales the luma and bicubic the chroma; a network on RGB (EDSR) upscales all three. Bicubic
 upscales alpha. The output is a PNG with the input's name, alpha, ICC profile and depth (8 bits, or 16 in grey);
 palettes become grey or RGB. EXIF's orientation is applied; the rest of EXIF, and all frames but the first, are lost.
-
-An image goes through in bands of rows, so that only a band is ever in floating point.
 """
 
 import io
@@ -37,7 +35,7 @@ def _luma(rgb):
 
 
 def _spread(rgb, alpha):
-    """RGB (3, h, w) whose colours where alpha (1, h, w) is 0 are means of the nearest visible ones."""
+    """RGB (3, h, w) whose colours where alpha (1, h, w), if any, is 0 are means of the nearest visible ones."""
     known = (alpha > 0).float()
     if known.all():
         return rgb
@@ -57,9 +55,8 @@ def upscale_pixels(model, pixels, scale, ensemble=False):
     (YCbCr of BT.601).
     """
     colours = 3 if len(pixels) > 2 else 1
-    rgb, alpha = pixels[:colours].expand(3, -1, -1), pixels[colours:]  # alpha: of no or one channel
-    upscaled_alpha = imresize(alpha, scale)
-    rgb = _spread(rgb, alpha) if len(alpha) else rgb
+    alpha = pixels[colours:]  # of no or one channel
+    rgb, upscaled_alpha = _spread(pixels[:colours].expand(3, -1, -1), alpha), imresize(alpha, scale)
     if model.channels == 3:
         result = run_network(model, rgb, ensemble)
     else:
@@ -76,15 +73,11 @@ def upscale_pixels(model, pixels, scale, ensemble=False):
 
 
 def upscale_image(model, image, scale, device, ensemble=False):
-    """The Pillow image (see open_image) upscaled in bands of rows.
-
-    Where the network does not say how far it looks, all is one band.
-    """
-    radius, rows, halo = getattr(model, "reach", None), image.height, 0
-    if radius is not None:
-        halo = math.ceil(radius / (scale if model.upscaled_input else 1)) + 2  # 2 for bicubic
-        halo += _SPREAD * image.mode.endswith("A")
-        rows = max(_BAND // (image.width * scale**2) - 2 * halo, halo)
+    """The Pillow image (see open_image) upscaled in bands of rows, so that only a band is ever in floating point."""
+    radius = getattr(model, "reach", scale * image.height)  # all is one band where a network does not say how far it looks
+    halo = math.ceil(radius / (scale if model.upscaled_input else 1)) + 2  # 2 for bicubic
+    halo += _SPREAD * image.mode.endswith("A")
+    rows = max(_BAND // (image.width * scale**2) - 2 * halo, halo)
     dtype, mode = (np.uint16, "I;16") if image.mode.startswith("I") else (np.uint8, image.mode)
     peak, result = np.iinfo(dtype).max, Image.new(mode, (scale * image.width, scale * image.height))
     for top in tqdm(range(0, image.height, rows), desc="bands", unit="", leave=False, disable=None):
@@ -145,16 +138,15 @@ def main(args):
     if more:
         raise InputError(f"--scale 0: {args.student} upscales by {', '.join(map(str, scales))}; say by which")
     Path(args.to).mkdir(parents=True, exist_ok=True)
-    if not os.access(args.to, os.W_OK):
-        raise InputError(f"--to {args.to}: cannot be written to")
     for output, path in tqdm(outputs.items(), desc=f"x{scale}", unit="image", leave=False, disable=None):
         try:
             image, content = open_image(path), io.BytesIO()
-            upscale_image(model, image, scale, device, args.self_ensemble).save(
-                content, "PNG", icc_profile=image.info.get("icc_profile"))
-            write_atomically(output, content.getbuffer())
         except InputError as error:
             failed.append(str(error))
+            continue
+        upscale_image(model, image, scale, device, args.self_ensemble).save(
+            content, "PNG", icc_profile=image.info.get("icc_profile"))
+        write_atomically(output, content.getbuffer())
     if failed:
         raise InputError(f"{'; '.join(failed)} (of {len(outputs)} images {len(outputs) - len(failed)} were upscaled)")
     print(f"{len(outputs)} image{'s' * (len(outputs) > 1)} upscaled by {scale}: {args.to}")
