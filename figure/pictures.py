@@ -53,10 +53,7 @@ def stack(labels, files, margin):
 
 
 def save_sample_sheet(folder, path, scales):
-    """One sheet of the strips in `folder`, at most ten of them, evenly from the first epoch to the last.
-
-    scales: what the strips show, from left to right. Nothing where there are no strips.
-    """
+    """One sheet of at most ten of the strips in `folder`, evenly from first to last. scales: what they show."""
     files = sorted(Path(folder).glob("epoch_*.png"))
     if not files:  # a finished run was resumed
         return
@@ -68,10 +65,7 @@ def save_sample_sheet(folder, path, scales):
 
 
 def save_comparison(path, examples):
-    """For each of Benchmarks.examples a row of crops, with PSNR and SSIM of the whole image under each.
-
-    The crop is where bicubic is most wrong.
-    """
+    """For each of Benchmarks.examples a row of crops where bicubic is most wrong; PSNR and SSIM are the image's."""
     crops, captions = [], []
     for name, scale, image_name, outputs in examples:
         images = torch.stack([torch.as_tensor(image) for image, _ in outputs.values()])[:, None] / 255

@@ -1,9 +1,7 @@
-"""Figures: one run's curves, several runs' PSNR against minutes, and students' against their width.
+"""Figures, by matplotlib: one run's curves, several runs' PSNR against minutes, and students' against their width.
 
     python -m figure.plots runs/a runs/b --output=psnr.png --labels "run a" "run b"
     python -m figure.plots --width figure/results/width/*.json --output=figure/width.png
-
-They need matplotlib (pip install matplotlib), which nothing else here does.
 """
 
 import io
@@ -42,14 +40,14 @@ def open_json(path):
         raise InputError(f"{path}: is not what was looked for ({type(error).__name__}: {error})") from None
 
 
-def new_figure(width, height):
-    """An empty matplotlib Figure of that size in inches; the process has STYLE from then on."""
+def new_figure(height=4):
+    """An empty matplotlib Figure, 8 inches wide and `height` inches high; the process has STYLE from then on."""
     try:
         import matplotlib.figure
     except ImportError:
         raise InputError("figures need matplotlib: pip install matplotlib") from None
     matplotlib.rcParams.update(STYLE)
-    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+    return matplotlib.figure.Figure(figsize=(8, height), layout="constrained")
 
 
 def save_png(save, path):
@@ -59,11 +57,13 @@ def save_png(save, path):
     write_atomically(path, buffer.getvalue())
 
 
-def log_x(axes):
-    """A logarithmic x axis with numbers at 1, 2, 5, 10, 20, ..."""
+def log_axes():
+    """Axes of a new figure, the x axis logarithmic with numbers at 1, 2, 5, 10, 20, ..."""
+    axes = new_figure().add_subplot()
     axes.set_xscale("log", subs=[2, 5])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
+    return axes
 
 
 def read_metrics(folder):
@@ -82,7 +82,7 @@ def curves(epochs):
     """Figure of read_metrics's epochs: a panel for every loss at the left, validation PSNR at the right."""
     numbers = [entry["epoch"] for entry in epochs]
     losses = [name for name in LOSSES if any(name in entry for entry in epochs)]
-    figure = new_figure(8, 4)
+    figure = new_figure()
     panels = figure.subplot_mosaic([[name, "psnr"] for name in losses] or [["psnr"]], sharex=True)
     for name in losses:
         values = [entry.get(name, math.nan) for entry in epochs]
@@ -110,20 +110,15 @@ def save_curves(folder):
 
 
 def psnr_minutes(folders, labels=None):
-    """Figure of the mean validation PSNR against minutes: a line for every run, dashed where it starts at random.
-
-    labels: one for each run (default: its folder, images and start). All must be validated on the same images.
-    """
+    """Figure of the mean validation PSNR against minutes: a line for every run, dashed where it starts at random."""
     if labels and len(labels) != len(folders):
         raise InputError(f"--labels: {len(labels)} for {len(folders)} runs")
-    axes, first = new_figure(8, 4).add_subplot(), None
+    axes, first = log_axes(), None
     for i, folder in enumerate(folders):
         with open_json(Path(folder) / "config.json") as config:
             source, start = config.get("source", "folder"), config.get("student_init", "random")
             place = config.get("val_dataset") or "the validation set"
-        epochs = [entry for entry in read_metrics(folder) if entry["psnr"]]
-        if not epochs:
-            raise InputError(f"{folder}: its metrics.jsonl lacks PSNR")
+        epochs = read_metrics(folder)
         place = ", ".join([place, *(f"x{scale}" for scale in sorted(epochs[-1]["psnr"]))])
         first = first or place
         if place != first:
@@ -132,7 +127,6 @@ def psnr_minutes(folders, labels=None):
         label = labels[i] if labels else f"{Path(folder).name} ({source}, {start} start)"
         axes.plot([entry["seconds"] / 60 for entry in epochs], psnr, ".-" if start == "teacher" else ".--",
                   label=f"{psnr[-1]:.2f} dB  {label}")
-    log_x(axes)
     axes.set(xlabel="minutes", ylabel=f"mean PSNR on {first} (dB)")
     axes.legend(handles=sorted(axes.lines, key=lambda line: -line.get_ydata()[-1]))
     return axes.figure
@@ -140,7 +134,7 @@ def psnr_minutes(folders, labels=None):
 
 def widths(paths):
     """Figure of mean PSNR on Set5 against parameters, of students of several widths: their results.json."""
-    points, axes = [], new_figure(8, 4).add_subplot()
+    points, axes = [], log_axes()
     for path in paths:
         with open_json(path) as record:
             psnr = fmean(row["student"]["psnr"] for row in record["results"]["Set5"].values())
@@ -153,7 +147,6 @@ def widths(paths):
     for column, words, style in (("student", "with data", "--"), ("ours", "without data", ":")):
         paper = fmean(scores[column][0] for (on, _), scores in paper_table().items() if on == "Set5")
         axes.axhline(paper, color="gray", linestyle=style, label=f"the paper's, 32 channels, {words}")
-    log_x(axes)
     axes.set(xlabel="thousand parameters", ylabel="mean PSNR on Set5, x2, x3, x4 (dB)")
     axes.legend(loc="lower right")
     return axes.figure
@@ -161,18 +154,17 @@ def widths(paths):
 
 def parse_arguments(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("folders", nargs="*", metavar="SAVE_DIR", help="of a run")
+    parser.add_argument("paths", nargs="+", metavar="SAVE_DIR", help="of a run; with --width a results.json")
     parser.add_argument("--labels", nargs="+", help="of the runs (default: their folders, sources and starts)")
-    parser.add_argument("--width", nargs="+", metavar="RESULTS", help="instead: results.json of several widths")
+    parser.add_argument("--width", action="store_true", help="PSNR against parameters, of students of several widths")
     parser.add_argument("--output", help="the figure (default: figure/psnr_minutes.png or figure/width.png)")
     return parser.parse_args(argv)
 
 
 def main(args):
-    if bool(args.width) == bool(args.folders):
-        raise InputError("give the folders of runs, or --width")
-    output = Path(args.output or f"figure/{'width' if args.width else 'psnr_minutes'}.png")
-    save_png((widths(args.width) if args.width else psnr_minutes(args.folders, args.labels)).savefig, output)
+    output = args.output or f"figure/{'width' if args.width else 'psnr_minutes'}.png"
+    figure = widths(args.paths) if args.width else psnr_minutes(args.paths, args.labels)
+    save_png(figure.savefig, output)
     print(output)
 
 

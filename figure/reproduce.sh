@@ -15,48 +15,43 @@ cd "$(dirname "$0")/.."
 
 end=$((SECONDS + 60 * $1)); shift
 only=" $* "
-out=${OUT:-runs/reproduce} results=${RESULTS:-figure/results} data=${DATA:-datasets}
+out=${OUT:-runs/reproduce} results=${RESULTS:-figure/results} tables=${TABLES:-figure} data=${DATA:-datasets}
 teacher=${TEACHER:-$out/teacher.pth}
 mkdir -p "$out" "$results"/{recipe,table2,start,width,generator,edsr,sgd}
 
 measured= # whether there are new results
 collect() { # the tables, of what is in $results
   [ -n "$measured" ] || return 0
-  python -m figure.table --results="$results" --output="${TABLES:-figure}"
-  python -m figure.table "$results"/{table2,start,width,generator,edsr,sgd} --output="${TABLES:-figure}"
-  if ls "$results"/width/*.json > /dev/null 2>&1; then
-    python -m figure.plots --width "$results"/width/*.json --output="${TABLES:-figure}/width.png"
-  fi
+  python -m figure.table --results="$results" --output="$tables"
+  python -m figure.table "$results"/{table2,start,width,generator,edsr,sgd} --output="$tables"
+  [ -z "$(ls "$results/width")" ] || python -m figure.plots --width "$results"/width/*.json --output="$tables/width.png"
 }
-
-stop() { collect; exit "$1"; }
+trap collect EXIT
 
 job= asked= # the running experiment; whether somebody wants it to stop
 trap 'asked=yes; [ -z "$job" ] || kill -TERM "$job"' INT TERM
 
 run() { # run NAME script flags...: unless it is done; NAME names the result's file
-  local name=$1 script=$2 left status; shift 2
+  local name=$1 script=$2 left=$((end - SECONDS)) status; shift 2
   [ "$only" = "  " ] || [[ "$only" == *" $name "* ]] || return 0
   [ -f "$out/$name/results.json" ] && return 0
-  left=$((end - SECONDS))
-  [ "$left" -gt 0 ] || { echo "out of time before $name"; stop 0; }
+  [ "$left" -gt 0 ] || { echo "out of time before $name"; exit 0; }
   echo "== $name"
   timeout --signal=TERM --kill-after=60 "$left" python "$script" "$@" --data_dir="$data" --save_dir="$out/$name" \
     --output="$out/$name.pth" --resume=auto ${FLAGS:-} &
   job=$!
   wait "$job"; status=$?
-  [ -z "$asked" ] || { wait "$job"; stop 130; } # its checkpoint is written
+  [ -z "$asked" ] || { wait "$job"; exit 130; } # its checkpoint is written
   job=
-  [ $status -eq 124 ] && { echo "out of time in $name"; stop 0; }
-  [ $status -eq 0 ] || { echo "$name ended with code $status"; stop $status; }
+  [ $status -eq 124 ] && { echo "out of time in $name"; exit 0; }
+  [ $status -eq 0 ] || { echo "$name ended with code $status"; exit $status; }
   rm -f "$results/$name".*.json
   cp "$out/$name/results.json" "$results/$name.json"
   measured=yes
 }
 
-distil() { # distil NAME flags...: of the VDSR teacher
-  run "$1" distillation.py --pretrained="$teacher" "${@:2}"
-}
+# distil NAME flags...: of the VDSR teacher
+distil() { run "$1" distillation.py --pretrained="$teacher" "${@:2}"; }
 
 paper="--stu_step=50 --reconw=1.0 --inc_num=1 --inc_step=0 --input_size=48 --iter=120 --latent=256 --lr_G=1e-5 --model_type=half --nEpochs=80"
 # 20,000 student steps in the 50 epochs of the reference's defaults, and 400 of the generator at a rate that takes it as far as
@@ -93,9 +88,7 @@ small() { # small NAME flags...
   run "generator/$1_$seed" distillation.py --pretrained=models/demo_teacher.pth --recipe=fast --student_init=random --bank=0 \
     --scale=2 --nEpochs=6 --iter=25 --stu_step=10 --val_dataset=held_out --data_test=Set5+held_out --seed=$seed "${@:2}"
 }
-generated() { # generated NAME flags...
-  small "$1" --source=generator "${@:2}"
-}
+generated() { small "$1" --source=generator "${@:2}"; }
 for seed in 1 2 3; do
   small noise --source=noise
   small noise_normal --source=noise --noise=normal
@@ -124,11 +117,8 @@ for seed in 1 2 3; do
   small from_teacher_noise --source=noise --student_init=teacher
 done
 
-# Table 2: M1 noise, M2 reconstruction, DFAD adversarial, M3 both, M4 adversarial in stages, Ours all three; and generators
-# that do not learn.
-row() { # row NAME flags...
-  distil "table2/$1_$seed" $short --scale=2 --seed=$seed "${@:2}"
-}
+# Table 2 (figure/table.py says which row has what).
+row() { distil "table2/$1_$seed" $short --scale=2 --seed=$seed "${@:2}"; }
 for seed in 1 2 3; do
   stages="--inc_num=18 --inc_step=1"
   row m1 --source=noise
@@ -155,4 +145,3 @@ done
 # The reference's own recipe for teacher and student with data.
 run sgd/teacher train_teacher.py --model_type=origin
 run sgd/student train_teacher.py --model_type=half
-collect

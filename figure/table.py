@@ -3,10 +3,9 @@
     python -m figure.table                                # figure/table1.md and figure/Table1.png
     python -m figure.table figure/results/table2 ...      # figure/table2.md ...
 
-figure/results/COLUMN.json is the results.json of the run that fills a column of Table 1: teacher, student,
-student_from_teacher, noise, ours or fast. COLUMN.NAME.json, of --test_only with the same network, has sets that the run
-did not score. GROUP/NAME_SEED.json (or NAME_xSCALE.json) is the results.json of a run; those of one NAME are a row.
-table2 has all rows of TABLE2, measured or not.
+figure/results/COLUMN.json is the results.json of the run that fills one of COLUMNS in Table 1; COLUMN.NAME.json, of
+--test_only with the same network, has sets that the run did not score. GROUP/NAME_SEED.json (or NAME_xSCALE.json) is
+that of a run; those of one NAME are a row. table2 has all rows of TABLE2, measured or not.
 """
 
 import re
@@ -21,8 +20,7 @@ from engine.options import Parser
 from figure.plots import new_figure, open_json, save_png
 from utils import run_script, write_atomically
 
-COLUMNS = {  # heading, what it means, the paper's column beside it, colour
-    "bicubic": ("Bicubic", "", "bicubic", "C7"),
+COLUMNS = {  # of Table 1 after bicubic's: heading, what it means, the paper's column beside it, colour
     "teacher": ("Teacher", "with data", "teacher", "C0"),
     "student": ("Student", "with data", "student", "C1"),
     "student_from_teacher": ("Student", "with data, starts from the teacher", "student", "C1"),
@@ -74,9 +72,6 @@ def command(run):
     return "`{}`".format(re.sub(r"[^\s=]*/", "", re.sub(FOLDERS, "", run["command"])))
 
 
-# ---- Table 1 ---------------------------------------------------------------------------------------
-
-
 def facts(runs):
     """The texts of FACTS, of a column's first run; those of training are empty where the network was only scored."""
     if not runs:
@@ -90,35 +85,37 @@ def facts(runs):
 def cell(runs, place, name, paper):
     """The first run's (psnr, ssim) that scored the place (set, scale), the paper's, the difference of what is shown."""
     theirs = "{:.2f} / {:.4f}".format(*paper)
-    ours = next((run["scores"][place][name] for run in runs if place in run["scores"]), None)
-    if ours is None:
-        return f"{MISSING}<br>{theirs}"
-    psnr, ssim = round(ours[0], 2), round(ours[1], 4)
-    return f"**{psnr:.2f} / {ssim:.4f}**<br>{theirs}<br>{psnr - paper[0]:+.2f} / {ssim - paper[1]:+.4f}"
+    for run in runs:
+        if place in run["scores"]:
+            psnr, ssim = map(round, run["scores"][place][name], (2, 4))
+            return f"**{psnr:.2f} / {ssim:.4f}**<br>{theirs}<br>{psnr - paper[0]:+.2f} / {ssim - paper[1]:+.4f}"
+    return f"{MISSING}<br>{theirs}"
 
 
 def table_rows(columns):
     """The whole table as rows of Markdown, of {column: its runs}: headings, facts, the paper's twelve rows."""
-    rows = [["", ""] + [f"**{heading}**<br>{meaning}" for heading, meaning, *_ in COLUMNS.values()],
-            *([name, "", *texts] for name, texts in zip(FACTS, zip(*map(facts, columns.values()))))]
-    for place, paper in paper_table().items():
-        bicubic = cell(chain(*columns.values()), place, "bicubic", paper["bicubic"])  # every run scores it
-        others = [cell(columns[column], place, "trained", paper[COLUMNS[column][2]]) for column in list(COLUMNS)[1:]]
-        rows.append([place[0], f"x{place[1]}", bicubic, *others])
-    return rows
+    paper, everything = paper_table(), [*chain(*columns.values())]  # every run scores bicubic
+    bicubic = [cell(everything, place, "bicubic", theirs["bicubic"]) for place, theirs in paper.items()]
+    nothing = facts(())
+    table = [["", *FACTS, *(on for on, _ in paper)], ["", *nothing, *(f"x{scale}" for _, scale in paper)],
+             ["**Bicubic**<br>", *nothing, *bicubic]]
+    for column, (heading, meaning, beside, _) in COLUMNS.items():
+        cells = [cell(columns[column], place, "trained", theirs[beside]) for place, theirs in paper.items()]
+        table.append([f"**{heading}**<br>{meaning}", *facts(columns[column]), *cells])
+    return [*zip(*table)]
 
 
 def markdown(rows, columns):
     """The table of table_rows's rows, and below it the commands."""
     text = f"{CELLS} {BESIDE}\n\n{markdown_table(rows[0], rows[1:])}\nWhere each column comes from:\n\n"
-    for column, (heading, meaning, *_) in list(COLUMNS.items())[1:]:
+    for column, (heading, meaning, *_) in COLUMNS.items():
         sources = [f"{run['date']}, commit {run['git']}, {command(run)}" for run in columns[column]]
         text += f"- {heading}, {meaning}: {'; '.join(sources) or MISSING}\n"
     return text
 
 
 def picture(rows):
-    """The same as a matplotlib Figure, 8 inches wide, without the commands."""
+    """The table as a matplotlib Figure."""
 
     def shown(text):
         text = "\n".join(textwrap.fill(line, 19) for line in text.split("<br>"))
@@ -126,13 +123,13 @@ def picture(rows):
 
     rows = [[shown(text) for text in row] for row in rows]
     heights = [1.25 + 1.2 * max(text.count("\n") for text in row) for row in rows]  # in lines
-    figure = new_figure(8, 0.13 * sum(heights) + 0.4)
+    figure = new_figure(0.13 * sum(heights) + 0.4)
     figure.get_layout_engine().set(w_pad=0)  # columns of whole pixels: text is sharper, the file smaller
     axes = figure.add_subplot()
     axes.axis("off")
-    grid = axes.table(rows, cellLoc="center", colWidths=[0.09, 0.035] + [0.125] * len(COLUMNS), bbox=(0, 0, 1, 1))
+    grid = axes.table(rows, cellLoc="center", colWidths=[0.09, 0.035] + [0.125] * len(rows[0][2:]), bbox=(0, 0, 1, 1))
     grid.auto_set_font_size(False)
-    colours = [colour for *_, colour in COLUMNS.values()]
+    colours = ["C7", *(colour for *_, colour in COLUMNS.values())]
     for (i, k), box in grid.get_celld().items():
         score, text = i - len(FACTS) - 1, box.get_text()  # the number among the rows of scores
         box.set(height=heights[i], linewidth=0, facecolor="#f3f5f7" if score >= 0 and score % 6 < 3 else "white")
@@ -143,9 +140,6 @@ def picture(rows):
     figure.suptitle(CELLS, fontsize=7, color="gray")
     figure.supxlabel(BESIDE, fontsize=7, color="gray")
     return figure
-
-
-# ---- groups ----------------------------------------------------------------------------------------
 
 
 def mean(psnr):
@@ -173,8 +167,7 @@ def group_markdown(rows):
         for on in sets:
             psnr = [mean([run["scores"][on, scale]["trained"][0] for run in runs if (on, scale) in run["scores"]])
                     for scale in sorted(scales)]
-            shown = [theirs if on == "Set5" else ""] * len(paper)
-            lines.append([label, on, *psnr, *shown, *about])
+            lines.append([label, on, *psnr, *([theirs if on == "Set5" else ""] if paper else []), *about])
     return ("PSNR in dB, mean over the runs ± half of how far they are apart; their mean time; steps and command of "
             f"the first. Measured on {devices}.\n\n{markdown_table(heads, lines)}")
 
@@ -199,7 +192,7 @@ def main(args):
         rows = table_rows(columns)
         write_atomically(output / "table1.md", markdown(rows, columns).encode())
         save_png(picture(rows).savefig, output / "Table1.png")  # last: it needs matplotlib
-        missing = ", ".join(column for column in list(COLUMNS)[1:] if not columns[column])
+        missing = ", ".join(column for column, runs in columns.items() if not runs)
         print(f"{args.output}/table1.md and Table1.png; not measured: {missing or 'nothing'}")
 
 

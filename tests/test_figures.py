@@ -139,16 +139,16 @@ def test_table_1(tmp_path):
 @pytest.mark.parametrize("module, flag, name, content", [
     (table, "--results=", "ours.json", "{"), (table, "--results=", "ours.json", "[]"), (table, "--results=", "ours.json", '{"results": {}}'),
     (table, "--results=", "ours.json", '{"results": {"Set5": {"2": {"student": {"psnr": 1}}}}}'),
-    (table, "", "m1_1.json", "{}"), (plots, "", "config.json", "[]"), (plots, "--width=", "", "[]"),
-    (plots, "--width=", "", '{"args": {}, "results": {"Set14": {}}}')])
+    (table, "", "m1_1.json", "{}"), (plots, "", "config.json", "[]"), (plots, "--width ", "", "[]"),
+    (plots, "--width ", "", '{"args": {}, "results": {"Set14": {}}}')])
 def test_results_that_cannot_be_used_are_named(tmp_path, module, flag, name, content):
     path = tmp_path / "table2" / name
     with pytest.raises(FileNotFoundError, match="table2"):
-        call(module, f"{flag}{tmp_path / 'table2'}", "--output", tmp_path / "new")
+        call(module, *f"{flag}{tmp_path / 'table2'}".split(), "--output", tmp_path / "new")
     path.parent.mkdir(exist_ok=True)
     path.write_text(content)
     with pytest.raises(InputError, match=f"{path.name}: is not what"):
-        call(module, f"{flag}{tmp_path / 'table2'}", "--output", tmp_path / "new")
+        call(module, *f"{flag}{tmp_path / 'table2'}".split(), "--output", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

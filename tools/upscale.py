@@ -74,7 +74,7 @@ def upscale_pixels(model, pixels, scale, ensemble=False):
 
 def upscale_image(model, image, scale, device, ensemble=False):
     """The Pillow image (see open_image) upscaled in bands of rows, so that only a band is ever in floating point."""
-    radius = getattr(model, "reach", scale * image.height)  # all is one band where a network does not say how far it looks
+    radius = getattr(model, "reach", scale * image.height)  # where a network does not say it, all is one band
     halo = math.ceil(radius / (scale if model.upscaled_input else 1)) + 2  # 2 for bicubic
     halo += _SPREAD * image.mode.endswith("A")
     rows = max(_BAND // (image.width * scale**2) - 2 * halo, halo)
