@@ -83,7 +83,7 @@ def curves(epochs):
     numbers = [entry["epoch"] for entry in epochs]
     losses = [name for name in LOSSES if any(name in entry for entry in epochs)]
     figure = new_figure()
-    panels = figure.subplot_mosaic([[name, "psnr"] for name in losses] or [["psnr"]], sharex=True)
+    panels = figure.subplot_mosaic([[name, "psnr"] for name in losses], sharex=True)
     for name in losses:
         values = [entry.get(name, math.nan) for entry in epochs]
         panels[name].plot(numbers, values, ".-")
@@ -92,8 +92,7 @@ def curves(epochs):
     for scale in sorted({scale for entry in epochs for scale in entry["psnr"]}):
         values = [entry["psnr"].get(scale, math.nan) for entry in epochs]
         psnr.plot(numbers, values, ".-", label=f"x{scale}  {values[-1]:.2f} dB")
-    if psnr.lines:
-        psnr.legend()
+    psnr.legend()
     psnr.set_ylabel("validation PSNR (dB)")
     psnr.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     figure.supxlabel("epoch")
@@ -142,8 +141,8 @@ def widths(paths):
         points.append((sum(weight.numel() for weight in student.parameters()) / 1000, psnr, student.n_feats))
     parameters, psnr, names = zip(*sorted(points))
     axes.plot(parameters, psnr, ".-C1", label="ours, by channels")
-    for point, name in zip(zip(parameters, psnr), names):
-        axes.annotate(name, point, (-3, 5), textcoords="offset points", fontsize=8, ha="right")
+    for x, y, name in zip(parameters, psnr, names):
+        axes.annotate(name, (x, y), (-3, 5), textcoords="offset points", fontsize=8, ha="right")
     for column, words, style in (("student", "with data", "--"), ("ours", "without data", ":")):
         paper = fmean(scores[column][0] for (on, _), scores in paper_table().items() if on == "Set5")
         axes.axhline(paper, color="gray", linestyle=style, label=f"the paper's, 32 channels, {words}")

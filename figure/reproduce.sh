@@ -3,14 +3,13 @@
 #
 #     figure/reproduce.sh MINUTES [NAME ...]
 #
-# It ends when all are done or after MINUTES; run again, it goes on where it stopped, on another machine too if
-# runs/reproduce came along. What is finished takes the place of what figure/results had, and the tables are made anew.
-# NAME: only these experiments. Environment: DATA, the image sets (datasets); TEACHER, a trained VDSR to distil
-# instead of one's own; OUT, where runs go (runs/reproduce); RESULTS (figure/results) and TABLES (figure); FLAGS,
-# appended to every command (a rehearsal: FLAGS="--nEpochs=1 --iter=1 --batchSize=2 --data_test=Set5", and for those
-# of several stages --nEpochs=20 --stu_step=1).
+# all of them or those named. After MINUTES it ends; run again, it goes on where it stopped, on another machine too if
+# OUT came along. What is finished takes the place of what RESULTS had, and the tables are made anew. Environment: DATA,
+# the image sets (datasets); TEACHER, a trained VDSR to distil instead of one's own; OUT, where runs go (runs/reproduce);
+# RESULTS (figure/results); TABLES (figure); FLAGS, appended to every command (a rehearsal: FLAGS="--nEpochs=1 --iter=1
+# --batchSize=2 --data_test=Set5", and for those of several stages --nEpochs=20 --stu_step=1).
 set -uo pipefail
-[ $# -ge 1 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2; }
 cd "$(dirname "$0")/.."
 
 end=$((SECONDS + 60 * $1)); shift

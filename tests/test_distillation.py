@@ -13,18 +13,16 @@ from distillation import (Settings, choose_scale, distil, generator_losses, gene
 from engine.graphs import eager
 from engine.learner import Learner, distance, make_optimizer, train_step
 from engine.run import Run
-from models import VDSR, Generator, build_model, half_width
+from models import EDSR, VDSR, Generator
 from tests.helpers import PAPERS
 from utils import fingerprint
 
 CPU = torch.device("cpu")
 
 
-def networks(arch="vdsr"):
+def networks(make=VDSR):
     """(teacher, frozen; student), tiny and different from one another."""
-    config = {"arch": arch, "n_resblocks": 2, "n_feats": 6}
-    teacher = build_model(config).requires_grad_(False)
-    return teacher, build_model(half_width(config))
+    return make(2, 6).requires_grad_(False), make(2, 3)
 
 
 def arguments(*flags):
@@ -52,11 +50,11 @@ def test_generator_losses_by_hand():
     assert L_R.item() == pytest.approx(2 * 64 * 0.5**2, rel=1e-4)  # down(1.5) counts as 1
 
 
-@pytest.mark.parametrize("arch", ["vdsr", "edsr"])
+@pytest.mark.parametrize("make", [VDSR, EDSR])
 @pytest.mark.parametrize("loss", [0, 1], ids=["L_R", "L_adv"])
-def test_the_generators_gradient_is_right(arch, loss):
+def test_the_generators_gradient_is_right(make, loss):
     """Against finite differences, in float64."""
-    teacher, student = (network.double() for network in networks(arch))
+    teacher, student = (network.double() for network in networks(make))
     generator = Generator(5, 8, teacher.channels).double()
     z, weight = torch.randn(2, 5, dtype=torch.float64), generator.tail[0].bias
     value = lambda _: generator_losses(generator, student, teacher, z, 2, lambda a, b: (a - b).square().sum())[loss]
@@ -120,7 +118,7 @@ def images(step):
 
 def test_a_student_learns_its_teacher():
     """distil() called as from a notebook, by plain values: it needs no flags."""
-    teacher, student = VDSR(2, 6).requires_grad_(False), VDSR(2, 3)
+    teacher, student = networks()
     draw = noise_source("uniform", 16, 1, True, seed=1)
     x = draw(2, -1, 4)
     error = lambda: (student(x) - teacher(x)).abs().mean().item()
@@ -135,14 +133,13 @@ def test_a_student_learns_its_teacher():
 def test_rounds_alternate_student_and_generator_steps(logged, monkeypatch, tmp_path):
     """Of the scale drawn, whose generator alone moves; the run has the rounds' mean losses. distil leaves no files."""
     monkeypatch.chdir(tmp_path)
-    settings = Settings(scales=(2, 3), nEpochs=1, iter=2, stu_step=3, batchSize=2, latent=5)
-    teacher, student = networks()
+    settings, (teacher, student) = Settings((2, 3), nEpochs=1, iter=2, stu_step=3, batchSize=2, latent=5), networks()
     generators = make_generators(settings, 32, teacher, CPU)
     before = {scale: fingerprint(G.network) for scale, G in generators.items()}
     ends = []
     run = Run(validate=lambda s, epoch: ends.append((list(run.means(2).values()), epoch, s.training)) or {2: 30.0})
-    done = distil(teacher, student, images, settings, generators, run=run)
-    assert done is student and not list(tmp_path.iterdir())
+    distil(teacher, student, images, settings, generators, run=run)
+    assert not list(tmp_path.iterdir())
     assert "".join(kind for kind, *_ in logged) == "SSSGSSSG" and run.steps == 6
     used = {scale for kind, _, scale, _ in logged if kind == "G"}
     assert used == {choose_scale(1, (2, 3), "generator", number) for number in range(2)}
@@ -155,7 +152,7 @@ def test_rounds_alternate_student_and_generator_steps(logged, monkeypatch, tmp_p
 
 def test_each_stage_grows_the_student_and_starts_afresh(logged):
     """Three stages of 2, 4 and 6 blocks, by hand: rates and tensors (n blocks have n + 2) of every step."""
-    settings = Settings(scales=(2,), nEpochs=6, iter=2, stu_step=1, batchSize=2, latent=5, inc_num=3, inc_step=2,
+    settings = Settings((2,), nEpochs=6, iter=2, stu_step=1, batchSize=2, latent=5, inc_num=3, inc_step=2,
                         schedule="cosine", lr=0.8, lr_G=0.4)
     teacher, student = VDSR(6, 4).requires_grad_(False), VDSR(2, 2)
     distil(teacher, student, images, settings, make_generators(settings, 32, teacher, CPU), 6)

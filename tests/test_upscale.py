@@ -131,12 +131,10 @@ def test_how_large_bands_are(monkeypatch, bands):
     assert bands == [(4, 200, 40)]
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_orientation_is_carried_out_once(tmp_path, suffix):
-    """A TIFF's by Pillow as it loads the file, the others' by open_image."""
+    """A TIFF's by Pillow as it loads the file, the others' by open_image (a JPEG's: test_images.py)."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(pixels(4, 6)).save(tmp_path / f"a.{suffix}", exif=exif, lossless=True)
-    with Image.open(tmp_path / f"a.{suffix}") as image:
-        stored = np.asarray(image) if suffix == "jpg" else pixels(4, 6)
-    np.testing.assert_array_equal(open_image(tmp_path / f"a.{suffix}"), stored[::-1].swapaxes(0, 1))
+    Image.fromarray(pixels(4, 6)).save(tmp_path / f"a.{suffix}", exif=exif)
+    np.testing.assert_array_equal(open_image(tmp_path / f"a.{suffix}"), pixels(4, 6)[::-1].swapaxes(0, 1))
