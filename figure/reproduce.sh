@@ -88,6 +88,8 @@ small() { # small NAME flags...
     --scale=2 --nEpochs=6 --iter=25 --stu_step=10 --val_dataset=held_out --data_test=Set5+held_out --seed=$seed "${@:2}"
 }
 generated() { small "$1" --source=generator "${@:2}"; }
+declare -A losses=([untrained]="--gw=0 --reconw=0" [reconstruction]="--lr_G=1e-3 --gw=0" [both]="--lr_G=1e-3"
+  [adversarial]="--lr_G=1e-3 --reconw=0" [both_gw100]="--lr_G=1e-3 --gw=100")
 for seed in 1 2 3; do
   small noise --source=noise
   small noise_normal --source=noise --noise=normal
@@ -96,23 +98,13 @@ for seed in 1 2 3; do
   small dead_leaves
   generated mse_untrained --loss_type=MSE --gw=0 --reconw=0
   generated mse_both_gw100 --loss_type=MSE --lr_G=1e-3 --gw=100
-  generated untrained --gw=0 --reconw=0
-  generated reconstruction --lr_G=1e-3 --gw=0
-  generated adversarial --lr_G=1e-3 --reconw=0
-  generated both --lr_G=1e-3
-  generated both_gw100 --lr_G=1e-3 --gw=100
+  for of in untrained reconstruction adversarial both both_gw100; do generated $of ${losses[$of]}; done
   generated both_lr1e-5
-  for rate in 1e-4 1e-3 1e-2; do
-    generated "rounded_lr$rate" --lr_G=$rate --rounded
+  for rate in 1e-4 1e-3 1e-2; do generated rounded_lr$rate --lr_G=$rate --rounded; done
+  for of in untrained adversarial both_gw100; do generated ${of}_stages ${losses[$of]} --inc_num=6 --inc_step=1; done
+  for of in untrained adversarial both_gw100 reconstruction; do
+    generated from_teacher_$of ${losses[$of]} --student_init=teacher
   done
-  stages="--inc_num=6 --inc_step=1"
-  generated untrained_stages --gw=0 --reconw=0 $stages
-  generated adversarial_stages --lr_G=1e-3 --reconw=0 $stages
-  generated both_gw100_stages --lr_G=1e-3 --gw=100 $stages
-  generated from_teacher_untrained --gw=0 --reconw=0 --student_init=teacher
-  generated from_teacher_adversarial --lr_G=1e-3 --reconw=0 --student_init=teacher
-  generated from_teacher_both_gw100 --lr_G=1e-3 --gw=100 --student_init=teacher
-  generated from_teacher_reconstruction --lr_G=1e-3 --gw=0 --student_init=teacher
   small from_teacher_noise --source=noise --student_init=teacher
 done
 
@@ -133,12 +125,13 @@ done
 
 # EDSR: teachers, the larger scales starting from x2, and half-width students: with the data, generated, dead leaves.
 for scale in 2 3 4; do
-  edsr="--scale=$scale --batchSize=16 --optimizer=adam --schedule=cosine --lr=1e-4"
+  edsr="--scale=$scale --batchSize=16 --optimizer=adam --schedule=cosine --lr=1e-4" size=$((48 * scale))
   from="--pretrained=$out/edsr/teacher_x2.pth"; [ $scale = 2 ] && from="--arch=edsr_baseline"
-  run edsr/teacher_x$scale train_teacher.py --model_type=origin $from $edsr --patch_size=$((48 * scale)) --nEpochs=100
-  run edsr/student_x$scale train_teacher.py --model_type=half --arch=edsr_baseline $edsr --patch_size=$((48 * scale)) --nEpochs=100
-  run edsr/generator_x$scale distillation.py --pretrained="$out/edsr/teacher_x$scale.pth" $edsr --input_size=$((48 * scale)) --iter=20 --nEpochs=60
-  run edsr/fast_x$scale distillation.py --pretrained="$out/edsr/teacher_x$scale.pth" --recipe=fast --input_size=$((48 * scale))
+  own=$out/edsr/teacher_x$scale.pth
+  run edsr/teacher_x$scale train_teacher.py --model_type=origin $from $edsr --patch_size=$size --nEpochs=100
+  run edsr/student_x$scale train_teacher.py --model_type=half --arch=edsr_baseline $edsr --patch_size=$size --nEpochs=100
+  run edsr/generator_x$scale distillation.py --pretrained="$own" $edsr --input_size=$size --iter=20 --nEpochs=60
+  run edsr/fast_x$scale distillation.py --pretrained="$own" --recipe=fast --input_size=$size
 done
 
 # The reference's own recipe for teacher and student with data.
