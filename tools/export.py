@@ -29,10 +29,6 @@ TRIED = ((1, 37, 53), (2, 20, 31), (1, 12, 16), (3, 64, 80))  # (batch, height, 
 TIMED = (480, 320)  # width and height of the output image whose computing is timed
 
 
-def count_parameters(network):
-    return sum(weight.numel() for weight in network.parameters())
-
-
 def describe(network, score):
     """What a user of the file has to know, as a dict that JSON can hold. score: {"set", "protocol", "psnr"}."""
     kind = "RGB (0 to 255)" if network.channels == 3 else "luma (BT.601, 16 to 235)"
@@ -40,7 +36,7 @@ def describe(network, score):
     return {
         "project": "Data-free knowledge distillation for image super-resolution",
         "architecture": network.config,
-        "parameters": count_parameters(network),
+        "parameters": sum(weight.numel() for weight in network.parameters()),
         "scales": list(network.scales),
         "channels": network.channels,
         "value_range": [0, 1],
@@ -110,10 +106,7 @@ FORMATS = {".onnx": (write_onnx, read_onnx, 1e-4),
 
 @torch.no_grad()
 def make_file(network, suffix, score=None):
-    """(bytes of the file, whether it was checked against torch; it is not where onnxruntime is missing).
-
-    Raises InputError where the file cannot be made, or gives something else than torch on the sizes TRIED.
-    """
+    """(bytes of the file, whether onnxruntime was there to check it). Raises InputError where it differs from torch."""
     write, read, tolerance = FORMATS[suffix]
     try:
         with warnings.catch_warnings():
@@ -139,7 +132,7 @@ def multiply_adds(network):
 
 def cost(network, path):
     """{column: number} of a network and the checkpoint it came from, without ONNX's where its packages are missing."""
-    row = {"parameters": count_parameters(network),
+    row = {"parameters": sum(weight.numel() for weight in network.parameters()),
            "multiply-adds per output megapixel, 10^9": multiply_adds(network) / 1e9,
            "checkpoint, MB": Path(path).stat().st_size / 1e6}
     content = None

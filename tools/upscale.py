@@ -105,11 +105,10 @@ def choose_files(names, folder):
     inputs = {path.resolve() for path in paths.values()}
     for path in paths.values():
         output = Path(folder, f"{path.stem}.png")
-        if output in outputs:
-            raise InputError(f"--to {folder}: {outputs[output]} and {path} would both become {output}")
         if output.resolve() in inputs:
             raise InputError(f"--to {folder}: {output} is itself to be upscaled; give another folder")
-        outputs[output] = path
+        if outputs.setdefault(output, path) is not path:
+            raise InputError(f"--to {folder}: {outputs[output]} and {path} would both become {output}")
     return outputs
 
 
