@@ -9,7 +9,7 @@ Both shave `scale` pixels on every side; PSNR has peak 255, SSIM an 11x11 Gaussi
 """
 
 import os
-from collections import deque
+from collections import defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -137,17 +137,7 @@ def upscale(model, pair, device, ensemble=False):
 
 def _as_luma(image):
     """Luma (H, W) of (C, H, W) in 0..255: itself, or of RGB rounded to 8 bits."""
-    if len(image) == 1:
-        return image[0].numpy()
-    return luma(image.round().clamp(0, 255).permute(1, 2, 0).numpy())
-
-
-def _ahead(pool, function, items):
-    """function(*item) for each of an iterator's items, in order; unlike pool.map it holds few results at a time."""
-    waiting = deque(pool.submit(function, *item) for item in islice(items, WORKERS))
-    while waiting:
-        waiting.extend(pool.submit(function, *item) for item in islice(items, 1))
-        yield waiting.popleft().result()
+    return image[0].numpy() if len(image) == 1 else luma(image.round().clamp(0, 255).permute(1, 2, 0).numpy())
 
 
 class Benchmarks:
@@ -161,41 +151,38 @@ class Benchmarks:
         self.middle_scale = scales[len(scales) // 2]
         self.sets = {name: [(path, read_image(path)) for path in paths] for name, paths in sets.items()}
         self.images = [image for images in self.sets.values() for image in images]
-        self.prepared, self.hardest = {}, {}
         smallest = SSIM_WINDOW + 3 * max(scales)
         for path, rgb in self.images:
             if min(rgb.shape[:2]) < smallest:
                 raise InputError(f"{path}: {rgb.shape[1]}x{rgb.shape[0]} is too small to score at x{max(scales)}; "
                                  f"the least is {smallest}x{smallest}")
 
-    def scores(self, networks):
-        """Mean scores {set: {scale: {label: {"psnr", "ssim"}}}} of networks {label: model}, and of "bicubic".
+    def scores(self, networks, ssim=True):
+        """Mean scores {set: {scale: {label: {"psnr", "ssim" if wanted}}}} of networks {label: model}, and of "bicubic".
 
         Threads prepare and score the images while the networks run.
         """
-        tasks = [(rgb, scale, _channels(networks), path) for images in self.sets.values() for scale in self.scales
-                 for path, rgb in images]
-        threads = torch.get_num_threads()
+        tasks = [(name, scale, image) for name, images in self.sets.items() for scale in self.scales for image in images]
+        rows, channels, threads = defaultdict(list), _channels(networks), torch.get_num_threads()
+        score_all = lambda outputs, *about: {label: score(output, *about) for label, output in outputs.items()}
         with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            pairs = _ahead(pool, prepare, iter(tasks))
-            outputs = ((self._outputs(networks, pair), pair.hr, task[1]) for pair, task in zip(pairs, tasks))
-            scored = _ahead(pool, lambda outputs, *about: {label: score(y, *about) for label, y in outputs.items()}, outputs)
-            rows = iter(list(tqdm(scored, desc="scoring", total=len(tasks), unit="image", leave=False, disable=None)))
+            # The pool works in order: an image is scored before another is prepared, so few are held at a time.
+            pairs = (pool.submit(prepare, rgb, scale, channels, path) for _, scale, (path, rgb) in tasks)
+            ahead = deque(islice(pairs, WORKERS))
+            for name, scale, _ in tqdm(tasks, desc="scoring", unit="image", leave=False, disable=None):
+                pair = ahead.popleft().result()
+                rows[name, scale].append(pool.submit(score_all, self._outputs(networks, pair), pair.hr, scale, ssim))
+                ahead.extend(islice(pairs, 1))
         torch.set_num_threads(threads)
-        scores = {name: {scale: [next(rows) for _ in images] for scale in self.scales}
-                  for name, images in self.sets.items()}
-        self.hardest = {name: images[np.argmin([row["bicubic"]["psnr"] for row in scores[name][self.middle_scale]])]
+        rows = {place: [row.result() for row in found] for place, found in rows.items()}
+        self.hardest = {name: images[np.argmin([row["bicubic"]["psnr"] for row in rows[name, self.middle_scale]])]
                         for name, images in self.sets.items()}
-        return {name: {str(scale): _mean(scores[name][scale]) for scale in self.scales} for name in scores}
+        return {name: {str(scale): _mean(rows[name, scale]) for scale in self.scales} for name in self.sets}
 
     def psnr(self, model):
-        """{scale: mean PSNR in dB} of one network over all images, which stay prepared for the next epoch."""
-        if not self.prepared:
-            self.prepared = {scale: [prepare(rgb, scale, model.channels, path) for path, rgb in self.images]
-                             for scale in self.scales}
-        return {str(scale): float(np.mean([
-            score(upscale(model, pair, self.device), pair.hr, scale, ssim=False)["psnr"] for pair in pairs]))
-            for scale, pairs in self.prepared.items()}
+        """{scale: PSNR in dB} of one network, the mean over the images of the one set."""
+        [by_scale] = self.scores({"network": model}, ssim=False).values()
+        return {scale: row["network"]["psnr"] for scale, row in by_scale.items()}
 
     def one_image(self, model):
         """PSNR in dB of the network and of bicubic on the smallest image at the middle scale."""
@@ -203,7 +190,7 @@ class Benchmarks:
         return scored["network"][1]["psnr"], scored["bicubic"][1]["psnr"]
 
     def examples(self, networks):
-        """Of every set the image that bicubic did worst in scores(), at the middle scale.
+        """After scores(): of every set the image that bicubic did worst at the middle scale.
 
         Yields (set, scale, image name, {"HR", "bicubic" or a network: (luma (H, W), scores; None of "HR")}).
         """
