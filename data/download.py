@@ -77,54 +77,51 @@ def unpack(home, folder):
     return folder
 
 
-class Homes:
-    """Opens each home once: `origin`, where given, in place of all others. scratch: the folder for downloads."""
+def find(part, origin, scratch, opened):
+    """The folder of a part's images in the first home that has it, or None.
 
-    def __init__(self, origin, scratch):
-        self.origin, self.scratch, self.opened = origin, scratch, {}  # {home: its folder, or the error}
-
-    def find(self, part):
-        """The folder of a part's images in the first home that has it, or None."""
-        count, names, homes = part
-        for home in [self.origin] if self.origin else homes:
-            if home not in self.opened:
-                try:
-                    self.opened[home] = unpack(home, self.scratch / str(len(self.opened)))
-                except Exception as error:  # of many kinds: the network's, the file system's, a damaged archive's
-                    self.opened[home] = error
-            top = self.opened[home]
-            for folder in (top, *sorted(top.rglob("*"))) if isinstance(top, Path) else ():
-                if folder.as_posix().endswith(names) and len(list_images(folder)) == count:
-                    return folder
+    origin: in place of all homes, where given. opened: {home: its folder, or the error}, to which homes are added.
+    """
+    count, names, homes = part
+    for home in [origin] if origin else homes:
+        if home not in opened:
+            try:
+                opened[home] = unpack(home, scratch / str(len(opened)))
+            except Exception as error:  # of many kinds: the network's, the file system's, a damaged archive's
+                opened[home] = error
+        top = opened[home]
+        for folder in (top, *sorted(top.rglob("*"))) if isinstance(top, Path) else ():
+            if folder.as_posix().endswith(names) and len(list_images(folder)) == count:
+                return folder
 
 
-def fetch_images(place, parts, homes):
-    """Make the folder `place` whole. Raises InputError, which says what is missing."""
+def fetch_images(place, parts, *homes):
+    """Make the folder `place` whole, of the homes that find() takes. Returns what is missing, in words, or None."""
     whole, beside = parts[0][0], place.with_name(f"{place.name}.incomplete")
     if place.exists() and any(place.iterdir()):
-        raise InputError(f"{place} (holds {len(list_images(place))} of {whole} images; move it away first)")
-    for folder in filter(None, map(homes.find, parts)):
+        return f"{place} (holds {len(list_images(place))} of {whole} images; move it away first)"
+    for folder in filter(None, (find(part, *homes) for part in parts)):
         lr, lr_place = folder.with_name("LR_bicubic"), place.with_name("LR_bicubic")
         if folder.name == "HR" and lr.is_dir() and not lr_place.exists():
-            shutil.copytree(lr, f"{lr_place}.incomplete", dirs_exist_ok=True)
-            Path(f"{lr_place}.incomplete").rename(lr_place)
+            lr_beside = shutil.copytree(lr, place.with_name("LR_bicubic.incomplete"), dirs_exist_ok=True)
+            lr_beside.rename(lr_place)
         beside.mkdir(parents=True, exist_ok=True)
         for image in list_images(folder):
             shutil.copyfile(image, beside / image.name)
         if len(list_images(beside)) == whole:
             beside.rename(place)
-            return
+            return None
     there = len(list_images(beside))
-    raise InputError(f"{place} ({whole} images{f'; {there} are in {beside}' if there else ''})")
+    return f"{place} ({whole} images{f'; {there} are in {beside}' if there else ''})"
 
 
-def fetch_teacher(path, homes):
-    """Put pytorch-vdsr's model_epoch_50.pth at `path`. Raises InputError, which says what is missing."""
-    home = homes.origin or TEACHER
+def fetch_teacher(path, origin, scratch):
+    """Put pytorch-vdsr's model_epoch_50.pth at `path`. Returns what is missing, in words, or None."""
+    home = origin or TEACHER
     try:
-        write_atomically(path, obtain(home, homes.scratch / "teacher", MD5[TEACHER]).read_bytes())
+        write_atomically(path, obtain(home, scratch / "teacher", MD5[TEACHER]).read_bytes())
     except Exception as error:  # the network's, the file system's
-        raise InputError(f"{path} (pytorch-vdsr's model_epoch_50.pth; {home}: {error})") from None
+        return f"{path} (pytorch-vdsr's model_epoch_50.pth; {home}: {error})"
 
 
 def parse_arguments(argv=None):
@@ -139,23 +136,24 @@ def parse_arguments(argv=None):
 
 def main(args):
     socket.setdefaulttimeout(TIMEOUT)
-    homes, missing = Homes(args.origin, args.to / f".{args.set}.download"), []
-    shutil.rmtree(homes.scratch, ignore_errors=True)  # of a run that was killed
+    scratch, opened, missing = args.to / f".{args.set}.download", {}, []
+    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
     try:
-        for name, parts in [item for key in SETS if args.set in (key, "all") for item in SETS[key].items()]:
-            place = args.to / name
+        for place, parts in [item for key in SETS if args.set in (key, "all") for item in SETS[key].items()]:
+            place = args.to / place
             if place.is_file() or parts and len(list_images(place)) >= parts[0][0]:
                 print(f"{place}: there already")
                 continue
-            try:
-                fetch_images(place, parts, homes) if parts else fetch_teacher(place, homes)
+            lack = (fetch_images(place, parts, args.origin, scratch, opened) if parts
+                    else fetch_teacher(place, args.origin, scratch))
+            if lack:
+                missing.append(lack)
+            else:
                 print(f"{place}: fetched")
-            except InputError as error:
-                missing.append(str(error))
     finally:
-        shutil.rmtree(homes.scratch, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     if missing:
-        tried = [f"; {home}: {'not there' if isinstance(top, Path) else top}" for home, top in homes.opened.items()]
+        tried = [f"; {home}: {'not there' if isinstance(top, Path) else top}" for home, top in opened.items()]
         raise InputError(f"could not get {', '.join(missing)}{''.join(tried)}; name another URL, an archive or a "
                          "folder with --from, or put the files there yourself")
 
