@@ -3,19 +3,14 @@
 Random shapes fall one over the other, and the number of those of radius r goes as r^-3, as if they were objects at
 all distances. Then nothing in the image tells its scale, and its statistics (power going as 1/f^2, mostly small
 contrasts and a few large ones) are near those of photographs (Lee, Mumford and Huang, Occlusion models for natural
-images: a statistical study of a scale-invariant dead leaves model, IJCV 2001; without the r^-3, Matheron, 1968).
-Networks learn from such images to recognise (Baradad et al., Learning to see by looking at noise, NeurIPS 2021) and to
-restore (Achddou, Gousseau and Ladjal, Synthetic images as a regularity prior for image restoration neural networks,
-SSVM 2021; with textures, VibrantLeaves, 2025).
+images, IJCV 2001; without the r^-3, Matheron, 1968). Networks learn from such images to recognise (Baradad et al.,
+Learning to see by looking at noise, NeurIPS 2021) and to restore (Achddou, Gousseau and Ladjal, Synthetic images as a
+regularity prior for image restoration neural networks, SSVM 2021; with textures, VibrantLeaves, 2025).
 
-An image is LEAVES layers, painted from back to front; the first is the background.
-
-- A leaf is what lies inside two conics: a cut ellipse, a parallelogram, a line, a ring or crescent. Its place is
-  anywhere, between pixels, too. Its edge is blurred over one pixel or, like what is out of focus, more.
-- Its paint is a grey or a colour, and on TEXTURED of the leaves one of the image's four textures: two of noise
-  (of any fineness, with a grain or without), stripes, and checks or a grid.
-
-A batch is drawn at once, without a step that depends on the values drawn: nothing waits for the device.
+An image is LEAVES layers, painted from back to front; the first is the background. A leaf is what lies inside two
+conics: a cut ellipse, a parallelogram, a line, a ring or crescent. Its edge is blurred over one pixel or, like what is
+out of focus, more. Its paint is a grey or a colour, and on TEXTURED of the leaves one of the image's four textures: two
+of noise, stripes, and checks or a grid. No step depends on the values drawn: nothing waits for the device.
 """
 
 import math
@@ -35,11 +30,11 @@ PERIOD = (3.0, 16.0)  # pixels; of stripes, checks and grids
 
 
 def leaf_sizes(pick, uniform, least, most, size):
-    """Radii of the leaves that a size x size image meets, in a plane where their number goes as r^-3.
+    """Radii, in pixels, of the leaves that a size x size image meets, in a plane where their number goes as r^-3.
 
-    A leaf of radius r meets the image where its centre is in the square of side size + 2r, so the number goes
-    as r^-3 (size + 2r)^2 here: a mixture of r^-3, r^-2 and r^-1. pick and uniform, tensors in [0, 1), choose
-    the power and the radius. least (tensor) and most (number) bound the radius. All lengths in pixels.
+    A leaf of radius r meets the image where its centre is in the square of side size + 2r, so the number goes as
+    r^-3 (size + 2r)^2 here: a mixture of r^-3, r^-2 and r^-1. pick and uniform, tensors in [0, 1), choose the power
+    and the radius, which least (tensor) and most (number) bound.
     """
     ratio = most / least
     from_cube, from_square = ratio**2 - 1, ratio - 1  # how far r^-2 and r^-1 range, in units of 1 / most
@@ -53,12 +48,10 @@ def leaf_sizes(pick, uniform, least, most, size):
 def coverage(x, y, angle, half_u, half_v, width, size):
     """How much of each pixel lies inside both conics of a leaf: (count, leaves, size, size) in [0, 1].
 
-    A conic is a quadratic form of the place; its value over its slope is the distance to the edge.
-
-    All arguments but size: (2, count, leaves), a row for each conic. x, y: its centre, in pixels from the
-    image's. angle: direction of its first half axis half_u; where half_v is infinite it is a strip, 2 half_u
-    across. width: pixels over which coverage goes from 1 to 0 at the edge (on the narrow side of an ellipse);
-    negative for the outside of the conic.
+    A conic is a quadratic form of the place; its value over its slope is the distance to the edge. All arguments but size
+    are (2, count, leaves), a row for each conic. x, y: its centre, in pixels from the image's. angle: direction of its
+    first half axis half_u; where half_v is infinite it is a strip, 2 half_u across. width: pixels over which coverage
+    goes from 1 to 0 at the edge (on the narrow side of an ellipse); negative for the outside of the conic.
     """
     # 1 - (distance / half)^2 falls by 2 / half a pixel at the edge; times this gain, by 1 / width.
     gain = torch.minimum(half_u, half_v) / width / 2

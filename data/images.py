@@ -12,11 +12,11 @@ from PIL import Image, ImageOps, PngImagePlugin
 from utils import InputError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-BUNDLED = "skimage"  # the name of the photographs inside scikit-image's package as a data set
+BUNDLED = "skimage"  # the set of photographs inside scikit-image's package
 BUNDLED_TEST = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 BUNDLED_TRAIN = ("brick.png", "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png",
                  "moon.png", "page.png", "retina.jpg")
-HELD_OUT = "held_out"  # the name of every 14th training image as a set, on which settings are chosen
+HELD_OUT = "held_out"  # the set of every 14th training image, on which settings are chosen
 _HELD_OUT = slice(13, None, 14)
 
 # Pillow's guards against hostile files refuse large scans and long comments: 179 megapixels, 1 MB of text.
@@ -45,7 +45,11 @@ def open_image(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters becomes an error
             with Image.open(path) as image:
-                _check_depth(image, path)
+                raw = " ".join(str(tile[3]) for tile in image.tile)  # how Pillow will unpack it
+                bits = getattr(image, "tag_v2", {}).get(258, (8,))  # TIFF's BitsPerSample
+                grey = image.mode.startswith("I;16") or image.mode == "I" and "I;16B" in raw
+                if not grey and (image.mode in ("I", "F") or re.search(r";16[BLN]", raw) or max(bits) > 8):
+                    raise InputError(f"{path}: has neither 8 bits a channel nor plain grey of 16; convert it to 8")
                 ImageOps.exif_transpose(image, in_place=True)
                 if image.mode in ("CMYK", "LAB"):
                     image.info.pop("icc_profile", None)
@@ -58,20 +62,8 @@ def open_image(path):
         raise InputError(f"{path}: cannot be read as an image ({reason})") from None
 
 
-def _check_depth(image, path):
-    """Raise InputError where the opened image has more bits than can be kept: 8, or 16 in grey alone."""
-    raw = " ".join(str(tile[3]) for tile in image.tile)  # how Pillow will unpack it
-    bits = getattr(image, "tag_v2", {}).get(258, (8,))  # TIFF's BitsPerSample
-    grey = image.mode.startswith("I;16") or image.mode == "I" and "I;16B" in raw
-    if not grey and (image.mode in ("I", "F") or re.search(r";16[BLN]", raw) or max(bits) > 8):
-        raise InputError(f"{path}: has neither 8 bits a channel nor plain grey of 16; convert it to 8")
-
-
 def read_image(path):
-    """The image at `path` as uint8 RGB (H, W, 3); grey becomes R = G = B, alpha is dropped.
-
-    Raises InputError, which names the path, where the file is no image or has more than 8 bits.
-    """
+    """The image at `path` as uint8 RGB (H, W, 3), alpha dropped. Raises InputError, of more than 8 bits, too."""
     image = open_image(path)
     if image.mode.startswith("I"):
         raise InputError(f"{path}: has more than 8 bits a channel; convert it to 8")

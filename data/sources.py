@@ -76,10 +76,9 @@ def folder_source(paths, scales, size, channels, upscaled, seed, device="cpu", d
 class Bank:
     """Images with the teacher's outputs, which grow by `size` every `steps` batches and are used again and again.
 
-    draw: a source. label(x): the teacher's outputs. What is drawn is whole chunks of every scale; of more than MOST
-    images the oldest go. Every pass is a new order; none is flipped or turned, since the teacher is not symmetric.
-    disable: tqdm's.
-    batch(step, count) -> (inputs, targets) depends on the seed and the step alone.
+    draw: a source. label(x): the teacher's outputs. disable: tqdm's. What is drawn is whole chunks of every scale; of
+    more than MOST images the oldest go. Every pass is a new order; none is flipped or turned, since the teacher is not
+    symmetric. batch(step, count) -> (inputs, targets) depends on the seed and the step alone.
     """
 
     CHUNK = 32  # images drawn and labelled at once
@@ -108,8 +107,7 @@ class Bank:
         most = max(1, self.MOST // (self.growth * self.CHUNK))  # generations that are kept
         kept = range(max(0, generation + 1 - most) * self.growth, (generation + 1) * self.growth)
         self.chunks = {i: chunk for i, chunk in self.chunks.items() if i in kept}
-        missing = [i for i in kept if i not in self.chunks]
-        for i in tqdm(missing, desc="bank", unit="chunk", leave=False, disable=self.disable):
+        for i in tqdm([i for i in kept if i not in self.chunks], desc="bank", unit="chunk", leave=False, disable=self.disable):
             x = self.draw(self.scales[i % len(self.scales)], i, self.CHUNK)
             self.chunks[i] = x, self.label(x)
         by_shape = {}
