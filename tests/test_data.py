@@ -25,13 +25,10 @@ def save(path, image):
 
 def where(patch, image):
     """All (symmetry, row, column) at which `patch` lies in `image`, both (C, ., .), up to half precision."""
-    size, found = patch.shape[-1], set()
-    windows = image.unfold(1, size, 1).unfold(2, size, 1)
-    for symmetry in range(8):
-        turned = patch.rot90(symmetry % 4, (1, 2)).flip([2] * (symmetry // 4))
-        near = (windows - turned[:, None, None]).abs().amax(dim=(0, 3, 4)) < 6e-4
-        found |= {(symmetry, row, column) for row, column in near.nonzero().tolist()}
-    return found
+    windows = image.unfold(1, patch.shape[1], 1).unfold(2, patch.shape[2], 1)
+    turned = [patch.rot90(symmetry % 4, (1, 2)).flip([2] * (symmetry // 4)) for symmetry in range(8)]
+    near = [(windows - patch[:, None, None]).abs().amax(dim=(0, 3, 4)) < 6e-4 for patch in turned]
+    return set(map(tuple, torch.stack(near).nonzero().tolist()))
 
 
 @pytest.mark.parametrize("scale", [2, 3])
@@ -46,21 +43,19 @@ def test_patches_are_corresponding_parts_of_hr_and_input(tmp_path, upscaled, cha
     versions = []
     for size in (1, 0.7, 0.5):
         hr = imresize(full, size) if size != 1 else full
-        hr = hr.clamp(0, 1) if upscaled else hr
         hr = hr[:, : hr.shape[1] // scale * scale, : hr.shape[2] // scale * scale]
         lr = imresize(hr, 1 / scale)
         versions.append((unit(hr), unit(imresize(lr, scale) if upscaled else lr)))
-    turns, sizes = set(), set()
-    for step in range(4):
-        inputs, hrs = patches.batch(step, 8)
-        assert inputs.shape == (8, channels, 12 // ratio, 12 // ratio) and hrs.shape == (8, channels, 12, 12)
-        assert inputs.dtype == hrs.dtype == torch.float32
-        for x, y in zip(inputs, hrs):
-            hits = [(size, turn) for size, (hr, lr) in enumerate(versions) for turn, row, column in where(y, hr)
-                    if (turn, row // ratio, column // ratio) in where(x, lr)]
-            assert len(hits) == 1, "HR and input patch must lie at the same place under the same turn"
-            sizes.add(hits[0][0])
-            turns.add(hits[0][1])
+    inputs, hrs = patches.batch(0, 32)
+    assert inputs.shape == (32, channels, 12 // ratio, 12 // ratio) and hrs.shape == (32, channels, 12, 12)
+    assert inputs.dtype == hrs.dtype == torch.float32
+    found = []
+    for x, y in zip(inputs, hrs):
+        hits = [(size, turn) for size, (hr, lr) in enumerate(versions) for turn, row, column in where(y, hr)
+                if (turn, row // ratio, column // ratio) in where(x, lr)]
+        assert len(hits) == 1, "HR and input patch must lie at the same place under the same turn"
+        found += hits
+    sizes, turns = map(set, zip(*found))
     assert len(turns) >= 6 and sizes >= {0, 1}
 
 
@@ -85,13 +80,14 @@ def test_which_images_are_trained_on(tmp_path, capsys):
     """Those as large as a patch; the patches are as without the others."""
     with pytest.raises(InputError, match="no training images .*train291"):
         find_training_images(tmp_path)
-    (tmp_path / "291/train291").mkdir(parents=True)
+    folder = tmp_path / "291/train291"
+    folder.mkdir(parents=True)
     for i in range(291):
-        (tmp_path / f"291/train291/{i:03}.png").touch()
-    held_out = choose_validation(tmp_path / "291", "held_out")["held_out"]  # twenty, which are not trained on then
-    trained = find_training_images(tmp_path / "291", without_held_out=True)
-    assert [path.stem for path in held_out] == [f"{i:03}" for i in range(13, 291, 14)] and len(held_out) == 20
-    assert sorted(held_out + trained) == find_training_images(tmp_path / "291") and len(trained) == 271
+        (folder / f"{i:03}.png").touch()
+    held_out = choose_validation(folder.parent, "held_out")["held_out"]  # twenty, which are not trained on then
+    assert held_out == [folder / f"{i:03}.png" for i in range(13, 291, 14)] and len(held_out) == 20
+    trained = find_training_images(folder.parent, without_held_out=True)
+    assert sorted(held_out + trained) == find_training_images(folder.parent) and len(trained) == 271
     path = save(tmp_path / "DIV2K/DIV2K_train_HR/small.png", pixels(20, 20))
     assert find_training_images(tmp_path) == find_training_images(path.parent) == [path]
     with pytest.raises(InputError, match="held_out is every 14th training image, and there are 1"):
@@ -138,22 +134,19 @@ def test_scores_by_hand():
     assert score(hr, hr, 3) == {"psnr": 100.0, "ssim": 1.0}  # which JSON can hold
     a, b = pixels(15, 30, 1)[..., 0].astype(float).reshape(2, 15, 15)
     g = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
-    window = np.outer(g, g) / g.sum() ** 2
-    x, y = a[2:13, 2:13], b[2:13, 2:13]
-    mx, my = (window * x).sum(), (window * y).sum()
-    vx, vy, cov = (window * x * x).sum() - mx**2, (window * y * y).sum() - my**2, (window * x * y).sum() - mx * my
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    expected = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    mean = lambda x: (np.outer(g, g) / g.sum() ** 2 * x[2:13, 2:13]).sum()
+    ma, mb, c1, c2 = mean(a), mean(b), (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    variances, covariance = mean(a * a) - ma**2 + mean(b * b) - mb**2, mean(a * b) - ma * mb
+    expected = (2 * ma * mb + c1) * (2 * covariance + c2) / ((ma**2 + mb**2 + c1) * (variances + c2))
     assert score(a, b, 2)["ssim"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_each_kind_of_network_is_scored_by_its_protocol():
     rgb, vdsr, edsr = pixels(31, 26), VDSR(1, 2), EDSR(1, 2, scale=2)
     pair = prepare(rgb, 3)
-    assert pair.hr.shape == (30, 24) and pair.lr.shape == (1, 10, 8) and pair.bicubic.shape == (1, 30, 24)
     np.testing.assert_array_equal(pair.hr, luma(rgb[:30, :24]))
-    torch.testing.assert_close(pair.lr, imresize(torch.from_numpy(pair.hr)[None], 1 / 3), rtol=0, atol=0)
-    assert (pair.bicubic != pair.bicubic.round()).any()
+    assert torch.equal(pair.lr, imresize(torch.from_numpy(pair.hr)[None], 1 / 3))
+    assert torch.equal(pair.bicubic, imresize(pair.lr, 3)) and (pair.bicubic != pair.bicubic.round()).any()
     expected = 255 * vdsr(pair.bicubic.float()[None] / 255)[0, 0].detach()
     np.testing.assert_allclose(upscale(vdsr, pair, "cpu"), expected, atol=1e-3)
     pair = prepare(rgb, 2, channels=3)
@@ -166,30 +159,29 @@ def test_each_kind_of_network_is_scored_by_its_protocol():
 
 def test_table_shows_the_papers_figures_beside_ours():
     results = {"Set5": {"2": {"bicubic": {"psnr": 33.691, "ssim": 0.93079}, "student": {"psnr": 36.0, "ssim": 0.95}}}}
-    header, row, protocol, note = format_table(results, "somehow", paper_scores(VDSR(18, 32))).splitlines()
-    assert header.split() == ["set", "scale", "bicubic", "student",
-                              "bicubic*", "teacher*", "student*", "noise*", "ours*"]
-    assert row.split() == ["Set5", "x2", "33.69/0.9308", "36.00/0.9500", "33.69/0.9308",
-                           "37.59/0.9597", "37.36/0.9588", "34.38/0.9376", "37.20/0.9582"]
-    assert protocol == "scored: somehow" and note == "* Table 1 of the paper"
+    assert format_table(results, "somehow", paper_scores(VDSR(18, 32))).splitlines() == [
+        "set   scale  bicubic       student       bicubic*      teacher*      student*      noise*        ours*",
+        "Set5  x2     33.69/0.9308  36.00/0.9500  33.69/0.9308  37.59/0.9597  37.36/0.9588  34.38/0.9376  37.20/0.9582",
+        "scored: somehow", "* Table 1 of the paper"]
     for other in (EDSR(1, 2), VDSR(6, 32)):
         assert "*" not in format_table(results, "somehow", paper_scores(other))
 
 
 def test_scores_are_those_of_their_set_and_scale(images):
+    """In order, with more images than are prepared ahead."""
     model, threads = VDSR(1, 2), torch.get_num_threads()
     first, second = set_paths(images, "Set5")
     sets = {"one": [first] * 12, "two": [first, second, second] * 4}
-    benchmarks = Benchmarks(sets, (2, 3), torch.device("cpu"))
-    found = benchmarks.scores({"m": model})
+    found = Benchmarks(sets, (2, 3), torch.device("cpu")).scores({"m": model})
     for name, paths in sets.items():
         for scale in (2, 3):
             pairs = [prepare(read_image(path), scale) for path in paths]
-            rows = [{"bicubic": score(pair.bicubic[0].numpy(), pair.hr, scale),
-                     "m": score(upscale(model, pair, "cpu"), pair.hr, scale)} for pair in pairs]
-            assert found[name][str(scale)] == {label: {
-                metric: pytest.approx(np.mean([row[label][metric] for row in rows]), abs=1e-9)
-                for metric in ("psnr", "ssim")} for label in ("bicubic", "m")}
+            outputs = {"bicubic": [pair.bicubic[0].numpy() for pair in pairs],
+                       "m": [upscale(model, pair, "cpu") for pair in pairs]}
+            for label in outputs:
+                rows = [score(output, pair.hr, scale) for output, pair in zip(outputs[label], pairs)]
+                means = {metric: np.mean([row[metric] for row in rows]) for metric in ("psnr", "ssim")}
+                assert found[name][str(scale)][label] == pytest.approx(means, abs=1e-9)
     validation = Benchmarks({"two": sets["two"]}, (2, 3), torch.device("cpu"))
     assert validation.psnr(model) == {scale: row["m"]["psnr"] for scale, row in found["two"].items()}
     assert torch.get_num_threads() == threads
