@@ -1,4 +1,4 @@
-"""python -m data.download against a server on this machine: what comes from which home, and what cannot be had."""
+"""python -m data.download: what comes from which home, and what cannot be had."""
 
 import gzip
 import hashlib
@@ -6,10 +6,10 @@ import io
 import lzma
 import socket
 import tarfile
-import threading
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.error import HTTPError
 
 import pytest
 
@@ -65,42 +65,26 @@ ARCHIVES = {download.EDSR: tarred(BENCHMARK), download.DIV2K: zipped(DIV2K), dow
        for name, count in (("Set5", 5), ("Set14", 14), ("BSD100", 100), ("Urban100", 100))}}
 
 
-class Home(BaseHTTPRequestHandler):
-    """Stands for the public homes: serves server.archives, of each `cut` bytes, and then what `then` does."""
-
-    def do_GET(self):
-        self.server.requests.append(self.path[1:])
-        content = self.server.archives.get(self.path[1:].split("?")[0])
-        self.send_response(404 if content is None else 200)
-        self.send_header("Content-Length", str(len(content or b"")))
-        self.end_headers()
-        self.wfile.write((content or b"")[:self.server.cut])
-        self.server.then()
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
-def home(monkeypatch):
-    """A server whose .archives are {public URL: bytes}, all of them asked of it."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Home)
-    server.archives, server.requests, server.cut, server.then = dict(ARCHIVES), [], None, lambda: None
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    fetch = download.download_url_to_file
+def home(monkeypatch, tmp_path_factory):
+    """Stands for the public homes: .archives, {URL: bytes}, are what can be downloaded, .requests what was to be."""
+    home, fetch = SimpleNamespace(archives=dict(ARCHIVES), requests=[]), download.download_url_to_file
+    served = tmp_path_factory.mktemp("home") / "file"
 
-    def redirected(url, *args, **more):
-        fetch(url if "//127.0.0.1" in url else f"{server.url}/{url}", *args, **more)
+    def downloaded(url, path, **more):
+        home.requests.append(url)
+        if "//127.0.0.1" in url:
+            fetch(url, path, **more)
+        elif url in home.archives:
+            served.write_bytes(home.archives[url])
+            fetch(served.as_uri(), path, **more)
+        else:
+            raise HTTPError(url, 404, "Not Found", {}, None)
 
-    monkeypatch.setattr(download, "download_url_to_file", redirected)
-    monkeypatch.setattr(download, "MD5", {home: hashlib.md5(ARCHIVES[home]).hexdigest() for home in download.MD5})
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
+    monkeypatch.setattr(download, "download_url_to_file", downloaded)
+    monkeypatch.setattr(download, "MD5", {url: hashlib.md5(ARCHIVES[url]).hexdigest() for url in download.MD5})
+    yield home
     socket.setdefaulttimeout(None)  # which data.download has set
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def fetched(run, tmp_path, *flags):
@@ -135,8 +119,8 @@ def test_other_homes_where_the_first_are_gone(run, tmp_path, home):
     assert {path for path in files if "train291" in path} == {
         *(f"train291/t{i}.png" for i in range(91)), *(f"train291/{i}.jpg" for i in range(200))}
     assert files["train291/3.jpg"] == b"m/BSDS500/data/images/train/{}.jpg 3"
-    home.archives["mirror/Set5.zip"] = zipped(numbered("{}.png", 5))
-    url = f"{home.url}/mirror/Set5.zip?download=true"
+    url = "https://mirror/Set5.zip?download=true"
+    home.archives[url] = zipped(numbered("{}.png", 5))
     refused(run, "mine/benchmark/Set14/HR (14 images)", f"{url}: not there", flags=("benchmark", "--to=mine", "--from", url))
     assert contents(tmp_path / "mine").keys() == numbered("benchmark/Set5/HR/{}.png", 5).keys()
 
@@ -182,10 +166,10 @@ BROKEN = {"a web page": b"<html>404</html>", "half a zip": zipped(TRAIN)[:9000],
 @pytest.mark.parametrize("origin", ["URL", "file"])
 def test_broken_and_hostile_archives(run, tmp_path, home, kind, origin):
     """One line, and nothing left, here or anywhere near; a file of the user's stays."""
-    home.archives = {"mine.zip": BROKEN[kind]}
-    write(tmp_path, home.archives)
-    refused(run, flags=("train291", "--to=in/to", "--from", f"{home.url}/mine.zip" if origin == "URL" else "mine.zip"))
-    assert contents(tmp_path) == home.archives and not (tmp_path / "in/to/train291").exists()
+    home.archives = {"https://mirror/mine.zip": BROKEN[kind]}
+    write(tmp_path, {"mine.zip": BROKEN[kind]})
+    refused(run, flags=("train291", "--to=in/to", "--from", *(home.archives if origin == "URL" else ["mine.zip"])))
+    assert contents(tmp_path) == {"mine.zip": BROKEN[kind]} and not (tmp_path / "in/to/train291").exists()
 
 
 def test_another_file_than_the_one_known(run, tmp_path, home):
@@ -202,17 +186,12 @@ def test_another_file_than_the_one_known(run, tmp_path, home):
     assert fetched(run, tmp_path, "vdsr", "--from=mine.pth")["vdsr_public.pth"] == WEIGHTS
 
 
-def test_a_broken_connection_a_silent_server_none_and_ctrl_c(run, tmp_path, home, monkeypatch):
-    home.cut = 5000
-    refused(run, download.TRAIN291)
+def test_a_silent_server_none_and_ctrl_c(run, tmp_path, home, monkeypatch):
     monkeypatch.setattr(download, "TIMEOUT", 0.2)
-    done = threading.Event()
-    home.then = lambda: done.wait(60)
-    refused(run, "timed out")
-    done.set()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Home) as gone:
-        closed = f"http://127.0.0.1:{gone.server_port}/a.zip"
-    refused(run, closed, "Connection refused", flags=("train291", "--from", closed))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        flags = "train291", "--from", f"http://127.0.0.1:{server.getsockname()[1]}/a.zip"
+        refused(run, flags[-1], "timed out", flags=flags)
+    refused(run, flags[-1], "Connection refused", flags=flags)
 
     def interrupted(url, path, **more):
         Path(path).write_bytes(b"half")

@@ -30,24 +30,20 @@ def test_noise_is_the_input_itself_or_reduced_to_it(images, scale, size):
         assert torch.equal(x, draw(scale, 0, 2)) and not torch.equal(x, draw(scale, 1, 2))
 
 
-@pytest.mark.parametrize("scales, size, channels, upscaled, shape", [
-    ((2, 3, 4), 48, 1, True, (16, 1, 48, 48)), ((2, 3, 4), 41, 1, True, (16, 1, 32, 32)),
-    ((3,), 48, 3, False, (16, 3, 16, 16))])
-def test_a_student_starts_from_images_of_every_scale(scales, size, channels, upscaled, shape):
+def test_a_student_starts_from_images_of_every_scale():
     """Cut to the smallest, where scales differ in size: 40, 36 and 32 of 41."""
-    x, same, other = (start_images(scales, size, channels, upscaled, seed, count=16) for seed in (1, 1, 2))
-    assert x.shape == shape and torch.equal(x, same) and not torch.equal(x, other)
-    if len(scales) == 3:  # blurred the more the larger the scale
-        x = start_images(scales, size, channels, upscaled, 1, count=256)
-        detail = [part.diff(dim=-1).abs().mean().item() for part in (x[:128], x[128:192], x[192:])]
-        assert detail[0] > detail[1] > detail[2]
+    x, same, other = (start_images((2, 3, 4), 41, 1, True, seed) for seed in (1, 1, 2))
+    assert x.shape == (256, 1, 32, 32) and torch.equal(x, same) and not torch.equal(x, other)
+    detail = [part.diff(dim=-1).abs().mean().item() for part in (x[:128], x[128:192], x[192:])]
+    assert detail[0] > detail[1] > detail[2]  # blurred the more the larger the scale
+    assert start_images((3,), 48, 3, False, 1, count=16).shape == (16, 3, 16, 16)
 
 
 class Numbered:
-    """A source whose images say their number, 0, 1, ... (times 1000 the scale), and labels twice that."""
+    """A source whose images say their number, 0, 1, ... (plus 1000 times the scale), and labels twice that."""
 
-    def __init__(self, sizes):
-        self.sizes, self.drawn, self.labelled = sizes, [], 0
+    def __init__(self, *sizes):
+        self.sizes, self.drawn, self.labelled = dict(zip((2, 3, 4), sizes)), [], 0
 
     def draw(self, scale, step, count):
         self.drawn.append((scale, step))
@@ -71,36 +67,34 @@ def numbers(bank, steps, count=8):
 
 @pytest.mark.parametrize("count", [8, 40, 192, 250])
 def test_a_bank_gives_each_image_once_a_pass(count):
-    source = Numbered({2: 8, 3: 8, 4: 8})
-    batches = numbers(source.bank(), range(24), count)
-    seen = [number for batch in batches for number in batch]
+    source = Numbered(8, 8, 8)
+    seen = sum(numbers(source.bank(), range(24), count), [])
     everything = sorted(1000 * scale + 32 * step + i for scale, step in source.drawn for i in range(32))
     assert source.labelled == 192 and [scale for scale, _ in source.drawn] == [2, 3, 4] * 2
     passes = [seen[start:start + 192] for start in range(0, len(seen) - 191, 192)]
     assert all(sorted(one) == everything for one in passes) and len(set(map(tuple, passes))) == len(passes) > 0
     assert len({number // 1000 for number in seen[:8]}) > 1  # scales are mixed in a batch
     # At --input_size 41, say, sizes differ, and scales take turns.
-    batches = numbers(Numbered({2: 40, 3: 36, 4: 32}).bank(), range(24))
+    batches = numbers(Numbered(40, 36, 32).bank(), range(24))
     assert [{number // 1000 for number in batch} for batch in batches] == [{2}, {3}, {4}] * 8
-    assert all(len({number for batch in batches[scale::3] for number in batch}) == 64 for scale in range(3))
-    small = Numbered({2: 8, 3: 8, 4: 8})
+    assert all(len(set(sum(batches[scale::3], []))) == 64 for scale in range(3))
+    small = Numbered(8, 8, 8)
     numbers(small.bank(size=1), [0])
     assert [scale for scale, _ in small.drawn] == [2, 3, 4]  # each is there in a small one, too
 
 
 def test_a_banks_batch_depends_on_seed_and_step_alone():
     """So a resumed run goes on with the same, in whatever pass or bank it stopped."""
-    sizes, steps = {2: 8, 3: 8, 4: 8}, [0, 5, 23, 24, 30, 47, 61]
-    whole = numbers(Numbered(sizes).bank(30), range(62))
-    for step in steps:
-        assert numbers(Numbered(sizes).bank(30), [step]) == [whole[step]]
-    assert numbers(Numbered(sizes).bank(30, seed=2), steps) != [whole[step] for step in steps]
+    whole = numbers(Numbered(8, 8, 8).bank(30), range(62))
+    for step in (0, 5, 23, 24, 30, 47, 61):
+        assert numbers(Numbered(8, 8, 8).bank(30), [step]) == [whole[step]]
+    assert numbers(Numbered(8, 8, 8).bank(30, seed=2), range(62)) != whole
 
 
 def test_a_bank_grows_until_the_oldest_images_go(monkeypatch):
     """By whole chunks; none is drawn again but where a run is resumed, and then those still there alone."""
     monkeypatch.setattr(Bank, "MOST", 130)
-    source, resumed = Numbered({2: 8}), Numbered({2: 8})
+    source, resumed = Numbered(8), Numbered(8)
     bank = source.bank(steps=16, size=40)
     for number in range(3):
         seen = sum(numbers(bank, range(16 * number, 16 * number + 16)), [])
