@@ -9,12 +9,10 @@ Both shave `scale` pixels on every side; PSNR has peak 255, SSIM an 11x11 Gaussi
 """
 
 import os
-from collections import defaultdict, deque
+from collections import defaultdict, deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,13 +30,8 @@ SSIM_WINDOW = 11  # pixels
 HIGHEST_PSNR = 100.0  # in dB, of an exact image: neither a mean nor JSON can hold infinity
 WORKERS = min(8, os.cpu_count() or 1)
 
-
-class Pair(NamedTuple):
-    """One image at one scale: HR luma (H, W), LR (C, h, w), and LR upscaled (C, H, W), all float64 in 0..255."""
-
-    hr: np.ndarray
-    lr: torch.Tensor
-    bicubic: torch.Tensor
+# An image at a scale: HR luma (H, W), an array; LR (C, h, w) and LR upscaled (C, H, W), tensors; float64 in 0..255.
+Pair = namedtuple("Pair", "hr lr bicubic")
 
 
 def set_paths(data_dir, name):
@@ -95,8 +88,7 @@ def prepare(rgb, scale, channels=1, path=None):
     """
     rows, columns = (n - n % scale for n in rgb.shape[:2])
     rgb = rgb[:rows, :columns]
-    hr = luma(rgb)
-    file = path and channels == 3 and lr_path(path, scale)
+    hr, file = luma(rgb), path and channels == 3 and lr_path(path, scale)
     pixels = read_image(file) if file else rgb if channels == 3 else hr[..., None]
     lr = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
     lr = lr if file else imresize(lr, 1 / scale)
@@ -124,7 +116,7 @@ def run_network(model, x, ensemble=False):
 
     ensemble: the mean over the eight flips and turns of the input.
     """
-    run = partial(run_tiled, model)
+    run = lambda x: run_tiled(model, x)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return (self_ensemble(run, x[None]) if ensemble else run(x[None]))[0]
 
@@ -162,7 +154,8 @@ class Benchmarks:
 
         Threads prepare and score the images while the networks run.
         """
-        tasks = [(name, scale, image) for name, images in self.sets.items() for scale in self.scales for image in images]
+        tasks = [(name, scale, image) for name, images in self.sets.items() for scale in self.scales
+                 for image in images]
         rows, channels, threads = defaultdict(list), _channels(networks), torch.get_num_threads()
         score_all = lambda outputs, *about: {label: score(output, *about) for label, output in outputs.items()}
         with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:

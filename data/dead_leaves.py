@@ -48,10 +48,10 @@ def leaf_sizes(pick, uniform, least, most, size):
 def coverage(x, y, angle, half_u, half_v, width, size):
     """How much of each pixel lies inside both conics of a leaf: (count, leaves, size, size) in [0, 1].
 
-    A conic is a quadratic form of the place; its value over its slope is the distance to the edge. All arguments but size
-    are (2, count, leaves), a row for each conic. x, y: its centre, in pixels from the image's. angle: direction of its
-    first half axis half_u; where half_v is infinite it is a strip, 2 half_u across. width: pixels over which coverage
-    goes from 1 to 0 at the edge (on the narrow side of an ellipse); negative for the outside of the conic.
+    A conic is a quadratic form of the place; its value over its slope is the distance to the edge. All arguments but
+    size are (2, count, leaves), a row for each conic. x, y: its centre, in pixels from the image's. angle: direction of
+    its first half axis half_u; where half_v is infinite it is a strip, 2 half_u across. width: pixels over which
+    coverage goes from 1 to 0 at the edge (on the narrow side of an ellipse); negative for the outside of the conic.
     """
     # 1 - (distance / half)^2 falls by 2 / half a pixel at the edge; times this gain, by 1 / width.
     gain = torch.minimum(half_u, half_v) / width / 2

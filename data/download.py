@@ -34,18 +34,13 @@ DIV2K = "http://data.vision.ee.ethz.ch/cvl/DIV2K/DIV2K_train_HR.zip"
 TEACHER = "https://github.com/twtygqyy/pytorch-vdsr/raw/master/model/model_epoch_50.pth"
 MD5 = {EDSR: "4ace41d33c2384b97e6b320cd0afd6ba", BSDS500: "7bfe17302a219367694200a61ce8256c",
        DIV2K: "bdc2d9338d4e574fe81bf7d158758658", TEACHER: "b1d1241c01cb8bfe2b50f32ce1f76818"}
-
-
-def _benchmark(count, name, also=None):
-    names = tuple(f"/{word}{end}" for word in (name, also or name) for end in ("/HR", "_HR", ""))
-    return {f"benchmark/{name}/HR": [(count, names, (EDSR, SUPER_IMAGE.format(also or name)))]}
-
-
-# {set: {folder: parts}}; a part is its number of images, the ends that their folder's path may have in an archive (any: ""),
-# and its homes, in order. The first part is the whole set; where it cannot be had, the others make it up.
+BENCHMARKS = ((5, "Set5", "Set5"), (14, "Set14", "Set14"), (100, "B100", "BSD100"), (100, "Urban100", "Urban100"))
+# {set: {folder: parts}}; a part is its number of images, the ends that their folder's path may have in an archive (any:
+# ""), and its homes, in order. The first part is the whole set; where it cannot be had, the others make it up.
 SETS = {
-    "benchmark": _benchmark(5, "Set5") | _benchmark(14, "Set14") | _benchmark(100, "B100", "BSD100")
-    | _benchmark(100, "Urban100"),
+    "benchmark": {f"benchmark/{name}/HR": [(
+        count, tuple(f"/{word}{end}" for word in (name, also) for end in ("/HR", "_HR", "")),
+        (EDSR, SUPER_IMAGE.format(also)))] for count, name, also in BENCHMARKS},
     "train291": {"train291": [(291, ("",), (TRAIN291,)), (91, ("/T91", "/91"), (T91,)),
                               (200, ("/BSDS200", "/images/train"), (BSDS500,))]},
     "div2k": {"DIV2K/DIV2K_train_HR": [(800, ("",), (DIV2K,))]},
@@ -78,10 +73,7 @@ def unpack(home, folder):
 
 
 def find(part, origin, scratch, opened):
-    """The folder of a part's images in the first home that has it, or None.
-
-    origin: in place of all homes, where given. opened: {home: its folder, or the error}, to which homes are added.
-    """
+    """The folder of a part's images in the first home that has it, or None. opened: {home: its folder, or error}."""
     count, names, homes = part
     for home in [origin] if origin else homes:
         if home not in opened:

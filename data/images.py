@@ -38,8 +38,7 @@ def list_images(folder):
 def open_image(path):
     """The first frame of the image at `path`, upright, as a Pillow image. Raises InputError, which names the path.
 
-    Its mode is L, LA, RGB or RGBA, of 8 bits, or for 16-bit grey one that begins with I; its info has the
-    "icc_profile" of these values, if any.
+    Its mode is L, LA, RGB or RGBA, or for 16-bit grey one that begins with I; info["icc_profile"], if any, is theirs.
     """
     try:
         with warnings.catch_warnings():
@@ -71,7 +70,7 @@ def read_image(path):
 
 
 def find_training_images(data_dir, without_held_out=False):
-    """Paths of the training images: of data_dir/train291, else data_dir itself, else DIV2K's; of "skimage" the bundled ones.
+    """Paths of the training images: of data_dir/train291, else data_dir itself, else DIV2K's; of "skimage" its own.
 
     without_held_out: but for those of the set HELD_OUT. Raises InputError where there are none.
     """

@@ -107,7 +107,8 @@ class Bank:
         most = max(1, self.MOST // (self.growth * self.CHUNK))  # generations that are kept
         kept = range(max(0, generation + 1 - most) * self.growth, (generation + 1) * self.growth)
         self.chunks = {i: chunk for i, chunk in self.chunks.items() if i in kept}
-        for i in tqdm([i for i in kept if i not in self.chunks], desc="bank", unit="chunk", leave=False, disable=self.disable):
+        missing = [i for i in kept if i not in self.chunks]
+        for i in tqdm(missing, desc="bank", unit="chunk", leave=False, disable=self.disable):
             x = self.draw(self.scales[i % len(self.scales)], i, self.CHUNK)
             self.chunks[i] = x, self.label(x)
         by_shape = {}

@@ -121,7 +121,8 @@ def test_other_homes_where_the_first_are_gone(run, tmp_path, home):
     assert files["train291/3.jpg"] == b"m/BSDS500/data/images/train/{}.jpg 3"
     url = "https://mirror/Set5.zip?download=true"
     home.archives[url] = zipped(numbered("{}.png", 5))
-    refused(run, "mine/benchmark/Set14/HR (14 images)", f"{url}: not there", flags=("benchmark", "--to=mine", "--from", url))
+    flags = ("benchmark", "--to=mine", "--from", url)
+    refused(run, "mine/benchmark/Set14/HR (14 images)", f"{url}: not there", flags=flags)
     assert contents(tmp_path / "mine").keys() == numbered("benchmark/Set5/HR/{}.png", 5).keys()
 
 
