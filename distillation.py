@@ -32,7 +32,7 @@ from engine.run import Run
 from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
 from figure.plots import save_curves
 from models import ARCHITECTURES, Generator, build_model
-from models.custom import custom_network
+from models.custom import check_learns, custom_network
 from models.from_teacher import student_from_teacher
 from models.pair import check_pair, check_start, load_network, student_config
 from utils import InputError, fingerprint, random_stream, run_script, save_model, seed_everything, stream_seed
@@ -45,7 +45,7 @@ FAST = dict(source="dead_leaves", student_init="teacher", optimizer="muon", sche
             batchSize=16, nEpochs=10, iter=15)
 RECIPES = {"paper": {}, "fast": FAST}
 # --demo: a small teacher (how it was trained is in the README) and settings for a minute on a CPU.
-DEMO = FAST | dict(
+DEMO = dict(
     pretrained=str(Path(__file__).parent / "models" / "demo_teacher.pth"), output="runs/demo/student.pth",
     data_test="skimage", val_dataset="skimage", nEpochs=3, iter=10, stu_step=20,
 )
@@ -57,8 +57,8 @@ def parse_arguments(argv=None):
     parser.set_defaults(model_type="half", nEpochs=80, iter=120)
     add = parser.add_argument
     add("--demo", action="store_true", help="a small example that needs no files and no GPU")
-    add("--recipe", choices=tuple(RECIPES), default="paper", help="other defaults: fast starts from the teacher's "
-        "weights and distils from dead leaves")
+    add("--recipe", choices=tuple(RECIPES), help="other defaults: fast starts from the teacher's weights and distils "
+        "from dead leaves (default: paper; with --demo fast)")
     add("--pretrained", metavar="CHECKPOINT", default="teacher.pth", help="the teacher")
     add("--student", metavar="CHECKPOINT", help="the student to score with --test_only")
     add("--model", metavar="FILE.py", help="a file that defines teacher() and student() of one's own (see the README)")
@@ -86,7 +86,8 @@ def parse_arguments(argv=None):
     add("--grow_init", choices=("random", "identity"), default="random", help="how added blocks start")
     given = parser.parse_known_args([flag for flag in (sys.argv[1:] if argv is None else argv)
                                      if flag not in ("-h", "--help")])[0]  # whose text is to show the recipe's defaults
-    parser.set_defaults(**{**RECIPES[given.recipe], **(DEMO if given.demo else {})})
+    recipe = given.recipe or ("fast" if given.demo else "paper")
+    parser.set_defaults(**{**RECIPES[recipe], **(DEMO if given.demo else {}), "recipe": recipe})
     return parser.parse_args(argv)
 
 
@@ -103,9 +104,9 @@ class Settings:
     stu_step: int = 50
     batchSize: int = 128
     optimizer: str = "sgd"
-    lr: float = 0.1
+    lr: float | None = None
     momentum: float = 0.9
-    weight_decay: float = 1e-4
+    weight_decay: float | None = None
     schedule: str = "step"
     step: int = 10
     clip: float = 0.4
@@ -190,7 +191,8 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
             # Student phase: lower D(S(x), T(x)).
             S.set_rate(decay(s.schedule, done - (begin - 1), end - begin, s.step))
             for k in range(run.step, s.stu_step):
-                x, target = images(number * s.stu_step + k)
+                with run.interruptible():
+                    x, target = images(number * s.stu_step + k)
                 run.add(student=call(train_step, S, x, target, D) / s.stu_step)
                 run.steps += 1
                 run.advance(i, k + 1)
@@ -298,8 +300,10 @@ def check(args, teacher, config, settings):
         raise InputError(f"--bank {args.bank}: the images of generators change as they learn; use --bank=0")
     if args.student_init == "teacher":
         check_start(teacher, config, args.inc_num)
-    if args.model and not any(w.requires_grad for w in custom_network(args.model, "student").parameters()):
-        raise InputError(f"--model {args.model}: student() has no parameter that learns")
+    if args.model:
+        student = custom_network(args.model, "student")
+        check_pair(teacher, student, args.pretrained, f"--model {args.model}: student()")
+        check_learns(student, args.model)
     if args.student:
         raise InputError("--student: goes with --test_only; to continue a run give --resume its checkpoint.pth")
 
@@ -309,10 +313,12 @@ def check(args, teacher, config, settings):
 
 def settle(args):
     """Fill in the defaults that depend on other flags. Touches nothing else."""
+    if args.demo and not args.test_only:
+        args.resume = args.resume or "auto"
     settle_shared_flags(args, "demo" if args.demo else "distillation", "student.pth")
     if args.bank is None:
-        reuse = (args.recipe == "fast" or args.demo) and "generator" not in args.source
-        args.bank = -(-args.iter * args.stu_step * args.batchSize // 4) if reuse else 0
+        reuse = args.recipe == "fast" and "generator" not in args.source
+        args.bank = min(-(-args.iter * args.stu_step * args.batchSize // 4), Bank.MOST) if reuse else 0
 
 
 def warn_of_a_bad_teacher(validation, teacher, path, log):
@@ -379,7 +385,8 @@ def main(args):
         if not args.test_only:
             if parallel.leader():
                 warn_of_a_bad_teacher(validation, teacher, args.pretrained, run.log)
-            student = first_student(args, settings, run, teacher, config)
+            with run.interruptible():
+                student = first_student(args, settings, run, teacher, config)
             images = labelled(args, settings, teacher, draw, call)
             networks["student"] = distil(teacher, student, images, settings, generators, config["n_resblocks"], run, call)
             trained = {"seconds": round(run.seconds, 1), "student_steps": run.steps,

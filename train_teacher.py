@@ -121,7 +121,8 @@ def main(args):
         if not args.test_only:
             if args.student_init == "teacher" and not run.state:
                 images = start_images(scales, 48, model.channels, model.upscaled_input, args.seed, args.device)
-                model = student_from_teacher(pretrained, images, model.config["n_feats"], args.seed, parallel.quiet())
+                with run.interruptible():
+                    model = student_from_teacher(pretrained, images, model.config["n_feats"], args.seed, parallel.quiet())
             train(model, patches, args, run, recorder(args.device, args.plain))
             trained = {"seconds": round(run.seconds, 1), "steps": run.steps, "images": run.steps * args.batchSize}
         if parallel.leader():

@@ -67,7 +67,7 @@ def _explain(error):
     if isinstance(error, MemoryError) or has("out of memory|allocate memory|enough memory"):  # PyTorch's words
         return 2, "error: out of memory; lower --batchSize, --n_feats, --latent or the size of the images"
     if isinstance(error, NotFinite):
-        return 3, f"error: {words}; the weights were not touched, and a checkpoint from before is kept"
+        return 3, f"error: {words}; it did not reach the weights, and the last checkpoint, if any, is from before"
     if has("gloo|Gloo|NCCL"):
         return 4, f"error: another process of the run is gone, its own message says why{go_on}"
     if isinstance(error, (Stopped, KeyboardInterrupt)):
@@ -137,7 +137,7 @@ def save_atomically(content, path):
 
 def save_model(model, path):
     """Write `model`'s weights and architecture to `path`, atomically; models.load.load_model reads it."""
-    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_atomically({"config": model.config, "state_dict": weights}, path)
 
 
@@ -158,6 +158,8 @@ def choose_device(name):
     """The torch.device of --device; auto is CUDA where there is one. Raises InputError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and "LOCAL_RANK" in os.environ:  # torchrun's: a GPU for each process
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()

@@ -13,11 +13,12 @@ from utils import NotFinite
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LR = {"sgd": 0.1, "adam": 1e-3, "muon": 3e-3}  # each optimizer's usual learning rate
+WEIGHT_DECAY = {"sgd": 1e-4, "adam": 0.0, "muon": 0.0}
 
 
 def distance(loss_type):
     """D of the paper: "MSE" is the summed squared error, "L1" the summed absolute error, of float32."""
-    size = torch.square if loss_type == "MSE" else torch.abs
+    size = {"MSE": torch.square, "L1": torch.abs}[loss_type]
     return lambda a, b: size(a.float() - b.float()).sum()
 
 
@@ -27,11 +28,8 @@ def decay(schedule, epochs_done, epochs, step=10):
     schedule: "step" divides by 10 every `step` epochs; "cosine" falls to 0; "trapezoid" does from half way, in a line.
     """
     done = min(epochs_done / epochs, 1)
-    if schedule == "trapezoid":
-        return min(1, 2 * (1 - done))
-    if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * done))
-    return 0.1 ** (int(epochs_done) // step)
+    return {"step": 0.1 ** (int(epochs_done) // step), "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+            "trapezoid": min(1, 2 * (1 - done))}[schedule]
 
 
 class Muon(torch.optim.Optimizer):
@@ -92,10 +90,14 @@ def orthogonalize(matrices, steps=5):
     return x.mT if tall else x
 
 
-def make_optimizer(network, name, lr=None, momentum=0.9, weight_decay=0.0):
-    """The optimizer `name` ("sgd", "adam", "muon") of the network's parameters that learn. lr: default LR[name]."""
+def make_optimizer(network, name, lr=None, momentum=0.9, weight_decay=None):
+    """The optimizer `name` ("sgd", "adam", "muon") of the network's parameters that learn.
+
+    lr, weight_decay: by default LR[name] and WEIGHT_DECAY[name].
+    """
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     lr = LR[name] if lr is None else lr
+    weight_decay = WEIGHT_DECAY[name] if weight_decay is None else weight_decay
     if name == "muon":  # for every convolution kernel but the first and the last
         kernels = [weight for weight in weights if weight.dim() == 4][1:-1]
         others = [weight for weight in weights if weight not in set(kernels)]

@@ -28,8 +28,8 @@ class Log:
     def keep_epochs(self, count):
         """Drop from metrics.jsonl what comes (again) after `count` epochs, or is half a line of a run that was killed."""
         path = self.path / "metrics.jsonl"
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        write_atomically(path, b"".join(lines[:count]))
+        if path.exists():
+            write_atomically(path, b"".join(path.read_bytes().splitlines(keepends=True)[:count]))
 
     def epoch(self, epoch, losses, psnr, **more):
         """A line of metrics.jsonl and one in words. losses: {name: mean}. psnr: {scale: dB}."""

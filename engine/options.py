@@ -10,15 +10,14 @@ from tempfile import TemporaryFile
 import torch
 
 from engine import parallel
-from engine.learner import LR
+from engine.learner import LR, WEIGHT_DECAY
 from engine.log import Log
-from engine.run import Run
+from engine.run import NETWORKS, Run
 from utils import InputError, choose_device, set_up_cpu
 
-# Flags that do not make another run: paths, logging, device and how it computes. (The scripts pass what is in the file
-# that --pretrained names.) --nEpochs, too, may change when a run is resumed; but a shorter or longer one does not begin
-# in the folder of another.
-MAY_CHANGE = {"resume", "pretrained", "save_dir", "output", "data_dir", "data_test", "self_ensemble", "threads",
+# Flags that may change where a run is resumed: paths, length, logging, device and how it computes. (The scripts pass what
+# is in the file that --pretrained names.)
+MAY_CHANGE = {"resume", "pretrained", "nEpochs", "save_dir", "output", "data_dir", "data_test", "self_ensemble", "threads",
               "device", "precision", "plain", "checkpoint_every", "tensorboard"}
 
 
@@ -56,6 +55,7 @@ count = number(int, 1)
 whole = number(int, 0)
 positive = number(float, 1e-12)
 weight = number(float, 0)
+threads = number(int, 0, 1024)
 
 
 def add_shared_flags(parser):
@@ -78,7 +78,7 @@ def add_shared_flags(parser):
     add("--start-epoch", type=count, default=1, help="begin at this epoch of the schedules")
     add("--resume", metavar="CHECKPOINT", help="go on from this checkpoint.pth; auto: the newest in --save_dir, if any")
     add("--checkpoint_every", type=positive, default=5, metavar="MINUTES", help="besides after every epoch")
-    add("--threads", type=number(int, 0, 1024), default=0, help="CPU threads; 0: as many as cores")
+    add("--threads", type=threads, default=0, help="CPU threads; 0: as many as cores")
     add("--val_dataset", help="set scored after each epoch (default: Set5); held_out: twenty training images, left out")
     add("--data_test", metavar="A+B", help="sets scored at the end (default: all that are found)")
     add("--self_ensemble", action="store_true", help="score the mean of outputs over eight flips and turns")
@@ -110,21 +110,23 @@ def settle_shared_flags(args, script, output):
     args.save_dir = args.save_dir or f"runs/{script}" + ("_test" if args.test_only else "")
     args.output = args.output or output
     args.lr = args.lr or LR[args.optimizer]
-    if args.weight_decay is None:
-        args.weight_decay = 1e-4 if args.optimizer == "sgd" else 0.0
+    args.weight_decay = WEIGHT_DECAY[args.optimizer] if args.weight_decay is None else args.weight_decay
     if args.start_epoch > args.nEpochs:
         raise InputError(f"--start-epoch {args.start_epoch}: is beyond --nEpochs {args.nEpochs}")
     if args.resume and args.test_only:
         raise InputError("--resume: cannot go with --test_only, which does not train")
-    if args.test_only and any(Path(args.save_dir).glob("checkpoint*.pth")):
-        raise InputError(f"--save_dir {args.save_dir}: holds a run; give --test_only another folder")
     if args.batchSize % parallel.world():
         raise InputError(f"--batchSize {args.batchSize}: is no multiple of the {parallel.world()} processes")
     if args.tensorboard and not find_spec("tensorboard"):
         raise InputError("--tensorboard: needs pip install tensorboard")
-    if Path(args.output).is_dir():
+    place, folder = Path(args.output).resolve(), Path(args.output).absolute().parent
+    if place.is_dir():
         raise InputError(f"--output {args.output}: is a folder")
-    folder = Path(args.output).absolute().parent
+    if place.parent == Path(args.save_dir).resolve() and place.name in NETWORKS:
+        raise InputError(f"--output {args.output}: is a file of the run itself; give another name")
+    for name in ("pretrained", "model"):
+        if not args.test_only and place == Path(getattr(args, name, None) or "").resolve():
+            raise InputError(f"--output {args.output}: is what --{name} names, and would replace it; give another name")
     standing = next(place for place in (folder, *folder.parents) if place.exists())
     try:
         TemporaryFile(dir=standing).close()
@@ -134,7 +136,8 @@ def settle_shared_flags(args, script, output):
 
 def set_up_device(args):
     """Join other processes; set threads, TF32 and how kernels are chosen. Fills in --device and --precision."""
-    args.device = parallel.join(choose_device(args.device))
+    args.device = choose_device(args.device)
+    parallel.join(args.device)
     if args.precision == "auto":
         args.precision = "fp32" if args.plain or getattr(args, "model", None) else best_precision(args.device)
     set_up_cpu(args.threads)

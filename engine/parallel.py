@@ -10,28 +10,18 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from utils import InputError
-
 PATIENCE = timedelta(hours=24)  # of those that wait while the leader scores; one that has died is noticed at once
 STEP = timedelta(minutes=10)  # of a step on GPUs, where another process that is gone is noticed only so
 _waiting = None  # the process group, of gloo, in which processes wait for one another
 
 
 def join(device):
-    """Find the other processes, where torchrun started any. Returns this one's device."""
+    """Find the other processes, where torchrun started any. device: this process's."""
     global _waiting
-    if world() == 1:
-        return device
-    if device.type != "cuda":
-        dist.init_process_group("gloo", timeout=PATIENCE)
-        return device
-    local = int(os.environ["LOCAL_RANK"])
-    if local >= torch.cuda.device_count():
-        raise InputError(f"--nproc_per_node: more processes than the {torch.cuda.device_count()} GPUs here")
-    torch.cuda.set_device(local)
-    dist.init_process_group("nccl", timeout=STEP)
-    _waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
-    return torch.device("cuda", local)
+    if world() > 1:
+        on_gpu = device.type == "cuda"
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=STEP if on_gpu else PATIENCE)
+        _waiting = dist.new_group(backend="gloo", timeout=PATIENCE) if on_gpu else None
 
 
 def world():

@@ -1,7 +1,8 @@
 """A training run's place, its checkpoints, and being interrupted and going on.
 
 Everything random in a step depends on the seed and the step's number alone, so the networks, their optimizers and the
-place in the run are all that a resumed run needs to end bit for bit as if it had never stopped.
+place in the run are all that a resumed run needs to end bit for bit as if it had never stopped; and, for networks of
+one's own that draw random numbers themselves, the state of torch's generator.
 """
 
 import os
@@ -20,6 +21,7 @@ from utils import InputError, NotFinite, Stopped, save_atomically, save_json, sa
 # What a checkpoint says of where the run is: what comes next, steps made, best and last PSNR, the epoch's losses.
 PLACE = ("epoch", "round", "step", "steps", "best", "psnr", "sums")
 KEPT = (*PLACE, "seconds", "settings")
+NETWORKS = ("checkpoint.pth", "checkpoint_previous.pth", "model_best.pth", "model_last.pth")  # files of a run
 
 
 class Run:
@@ -28,7 +30,7 @@ class Run:
     log: an engine.log.Log, whose folder is the run's; None for a run that leaves nothing. settings: what must be the
     same where the run is resumed. config: what config.json is to hold. resume: None, "auto" or the path of a checkpoint.
     epochs: how many in all. batch: images a step. every: minutes between checkpoints. validate(network, epoch): {scale:
-    PSNR} after an epoch. Raises InputError on a checkpoint that cannot serve, or a folder that holds another run.
+    PSNR} after an epoch. Raises InputError on a checkpoint that cannot serve, or a folder that holds a run already.
 
     Nothing is written before it is entered as a context manager, then by the leader; SIGINT and SIGTERM then end it
     after the step, with a checkpoint.
@@ -57,8 +59,11 @@ class Run:
 
     def _find_state(self, resume):
         """The content of the checkpoint to go on from, None for a new run."""
-        paths = [self.path / "checkpoint.pth", self.path / "checkpoint_previous.pth"]
-        paths = [path for path in paths if path.exists()] if resume in (None, "auto") else [resume]
+        there = [path for name in NETWORKS if (path := self.path / name).exists()]
+        if there and not resume:
+            raise InputError(f"--save_dir {self.path}: holds a run already; add --resume=auto to go on with it, or give "
+                             "another folder")
+        paths = [path for path in there if path.name in NETWORKS[:2]] if resume in (None, "auto") else [resume]
         if not paths:
             return None
         try:
@@ -70,22 +75,22 @@ class Run:
             state, self.newest_is_good = _read(paths[1]), False
         theirs, ours = state["settings"], self.settings
         different = [f"{name} was {theirs.get(name)}, is {ours.get(name)}" for name in sorted({*theirs, *ours})
-                     if theirs.get(name) != ours.get(name) and not (resume and name == "nEpochs")]
+                     if theirs.get(name) != ours.get(name)]
         if different:
             raise InputError(f"{self.path}: was left by other settings; give another --save_dir, or remove it "
                              f"({'; '.join(different)})")
-        if not resume and (state["epoch"] <= self.epochs or not (self.path / "results.json").exists()):
-            raise InputError(f"--save_dir {self.path}: holds this run, unfinished; add --resume=auto to go on with it, "
-                             "or give another folder")
-        return state if resume else None
+        return state
 
     def begin(self, **parts):
         """parts: what has state_dict and load_state_dict: they get the state to go on from, and save() saves them."""
         self.parts, state, self.state = parts, self.state, None  # what begins later begins afresh: a stage, say
+        if self.path and parallel.leader():
+            self.log.keep_epochs(self.epoch - self.first_epoch)
         if state:
             try:
                 for name, part in parts.items():
                     part.load_state_dict(state["parts"][name])
+                torch.set_rng_state(state["random"])
             except (KeyError, RuntimeError, ValueError) as error:  # networks in a file of one's own may have changed
                 raise InputError(f"{self.path}: the checkpoint's content does not fit the run "
                                  f"({str(error).splitlines()[0]})") from None
@@ -147,6 +152,7 @@ class Run:
         if self.path and parallel.leader():
             content = {name: getattr(self, name) for name in KEPT}
             content["parts"] = {name: part.state_dict() for name, part in self.parts.items()}
+            content["random"] = torch.get_rng_state()
             newest = self.path / "checkpoint.pth"
             if newest.exists() and self.newest_is_good:
                 shutil.copyfile(newest, self.path / "checkpoint_previous.pth")  # at every moment one of them is whole
@@ -156,11 +162,6 @@ class Run:
     def __enter__(self):
         parallel.wait()  # until all have read what the folder holds
         if self.path and parallel.leader():
-            if not self.state:
-                for pattern in ("checkpoint*.pth", "model_*.pth", "results.json", "samples/epoch_*.png"):
-                    for path in self.path.glob(pattern):
-                        path.unlink()
-            self.log.keep_epochs(self.epoch - self.first_epoch)
             save_json(self.config, self.path / "config.json")
         self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
@@ -188,10 +189,11 @@ class Run:
 
     @contextmanager
     def interruptible(self):
-        """While nothing learns (scoring, say), a signal need not wait for a step's end."""
-        self.stop_at_once = True
+        """While nothing learns (scoring, say), a signal need not wait for a step's end; of several processes none
+        stops alone."""
+        self.stop_at_once = parallel.world() == 1
         try:
-            self._stop(self.signal)
+            self._stop(self.stop_at_once and self.signal)
             yield
         finally:
             self.stop_at_once = False
@@ -204,7 +206,7 @@ def _read(path):
             if damaged := archive.testzip():  # torch.load does not look at checksums
                 raise ValueError(f"damaged at {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if not state.keys() >= {*KEPT, "parts"}:
+        if not state.keys() >= {*KEPT, "parts", "random"}:
             raise ValueError("it is no checkpoint.pth of a run")
         return state
     except Exception as error:  # whatever a damaged file makes the reader stumble over

@@ -9,7 +9,7 @@
 # RESULTS (figure/results); TABLES (figure); FLAGS, appended to every command (a rehearsal: FLAGS="--nEpochs=1 --iter=1
 # --batchSize=2 --data_test=Set5", and for those of several stages --nEpochs=20 --stu_step=1).
 set -uo pipefail
-[ $# -ge 1 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2; }
+[[ "${1:-}" =~ ^[0-9]+$ ]] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2; }
 cd "$(dirname "$0")/.."
 
 end=$((SECONDS + 60 * $1)); shift

@@ -12,14 +12,14 @@ from utils import InputError
 
 
 def read_checkpoint(path):
-    """What torch.save or safetensors wrote to `path`, on the CPU. Never runs code from the file. Raises InputError.
+    """What torch.save or safetensors wrote to `path`, on the CPU. Never runs code from the file. Raises InputError where
+    it is another file, OSError where there is none.
 
     Objects other than dense tensors and plain containers come as StandIn.
     """
-    head = b""
+    with open(path, "rb") as file:
+        head = file.read(40)
     try:
-        with open(path, "rb") as file:
-            head = file.read(40)
         if head[8:9] == b"{":  # safetensors: a header in JSON after its length
             from safetensors.torch import load_file
             return load_file(path)

@@ -5,6 +5,7 @@ Its functions teacher() and student() return a torch.nn.Module that takes LR ima
 many input pixels around an output pixel it depends on, large images go through it in tiles.
 """
 
+import copy
 import hashlib
 import sys
 import traceback
@@ -44,16 +45,34 @@ def custom_network(path, role, weights=None):
         if getattr(network, name, value) != value:
             raise InputError(f"--model {path}: the {role} has a `{name}` of its own, a name that is taken; rename it")
         setattr(network, name, value)
-    x, expected = torch.zeros(1, channels, 12, 16), (1, channels, 12 * scale, 16 * scale)
-    with torch.no_grad(), _located(path, f"the {role}, given {tuple(x.shape)},"):
-        output = network.eval()(x)
-    made = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-    if made != expected:
-        raise InputError(f"--model {path}: the {role} makes {made} of {tuple(x.shape)}, expected {expected}")
+    with torch.no_grad():
+        _try(network.eval(), path)
     if weights:
         names = network.state_dict().keys()
         load_weights(network, find_weights(read_checkpoint(weights), weights, lambda found: found == names), weights)
     return network
+
+
+def check_learns(student, path):
+    """Raise InputError where the student() of the file `path` gives in training what cannot be learned from."""
+    state = copy.deepcopy(student.state_dict())
+    with torch.random.fork_rng(devices=[]):
+        output = _try(student.train(), path, " in training")
+    student.load_state_dict(state)  # batch normalisation has counted
+    if not output.requires_grad:
+        raise InputError(f"--model {path}: the student's output depends on no parameter that learns")
+
+
+def _try(network, path, how=""):
+    """What the network makes of a small batch. Raises InputError where that has another shape than it should."""
+    role, scale, shape = network.config["role"], network.scale, (2, network.channels, 12, 16)
+    with _located(path, f"the {role}, given {shape}{how},"):
+        output = network(torch.zeros(shape))
+    made, expected = getattr(output, "shape", type(output).__name__), (*shape[:2], 12 * scale, 16 * scale)
+    if made != expected:
+        made = made if isinstance(made, str) else tuple(made)
+        raise InputError(f"--model {path}: the {role} makes {made} of {shape}{how}, expected {expected}")
+    return output
 
 
 @cache

@@ -18,8 +18,9 @@ def load_network(path, role, device="cpu", model=None, res_scale=None):
 
 def check_pair(teacher, student, teacher_path, student_path):
     """Raise InputError where the networks are not teacher and student of one another."""
-    if (student.config["arch"], student.scales) != (teacher.config["arch"], teacher.scales):
-        raise InputError(f"{student_path}: has another architecture or scale than the teacher {teacher_path}")
+    known = [(network.config["arch"], network.scales, network.channels) for network in (student, teacher)]
+    if known[0] != known[1]:
+        raise InputError(f"{student_path}: has another architecture, scale or channels than the teacher {teacher_path}")
     if student.config.get("n_feats", 0) > teacher.config.get("n_feats", 0):
         raise InputError(f"{student_path}: is wider than the teacher {teacher_path}; are they swapped?")
 
@@ -27,6 +28,8 @@ def check_pair(teacher, student, teacher_path, student_path):
 def student_config(teacher, half=True, n_resblocks=None, n_feats=None):
     """The student's architecture at full depth: the teacher's, halved (paper section 4) or as the numbers say."""
     if teacher.config["arch"] == "own":
+        if n_resblocks or n_feats:
+            raise InputError("--n_resblocks, --n_feats: are not for networks of --model, which have their own")
         return {**teacher.config, "role": "student", "n_resblocks": 1}
     config = half_width(teacher.config) if half else dict(teacher.config)
     return {**config, "n_resblocks": n_resblocks or config["n_resblocks"], "n_feats": n_feats or config["n_feats"]}

@@ -14,7 +14,8 @@ def run_tiled(model, x, largest=2**24):
     largest: values in a feature map (64 MB in float32).
     """
     ratio, (rows, columns) = 1 if model.upscaled_input else model.scales[0], x.shape[-2:]
-    widest = getattr(model, "n_feats", max(getattr(module, "out_channels", 1) for module in model.modules()))
+    own = max(getattr(module, "out_channels", 1) for module in model.modules())
+    widest = getattr(model, "config", {}).get("n_feats", own)
     most = math.isqrt(largest // (len(x) * widest * ratio**2))
     radius = getattr(model, "reach", None)
     if radius is None or max(rows, columns) <= max(most, 16 + 2 * radius):

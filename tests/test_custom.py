@@ -10,7 +10,7 @@ import torch
 
 import distillation
 import models
-from models.custom import custom_network
+from models.custom import check_learns, custom_network
 from tests.helpers import ROOT, assert_refused, read, student_flags
 from utils import InputError, fingerprint, save_model
 
@@ -58,7 +58,9 @@ def write(folder, old, new):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_espcn_is_distilled_resumed_and_scored(run, done, images, tiny_teacher, tmp_path, channels):
-    weights = custom_network(write(tmp_path, "channels = 3", f"channels = {channels}"), "teacher").state_dict()
+    path = write(tmp_path, "channels = 3", f"channels = {channels}")
+    path.write_text(path.read_text().replace("nn.Tanh()", "nn.Dropout(0.1)", 1))  # random numbers of its own
+    weights = custom_network(path, "teacher").state_dict()
     torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}, tmp_path / "espcn.pth")
     flags = (*student_flags(images, "espcn.pth"), *FLAGS, "--optimizer=adam", "--iter=10", "--lr=3e-3")
     done(distillation, *flags, "--save_dir=a")
@@ -73,14 +75,18 @@ def test_espcn_is_distilled_resumed_and_scored(run, done, images, tiny_teacher, 
     done(distillation, "--test_only", *FLAGS, "--student=student.pth", "--data_dir", images, "--data_test=Set5",
          "--save_dir=c", "--device=cpu")
     assert results["results"] == json.loads((tmp_path / "c/results.json").read_text())["results"]
-    assert_refused(run(distillation, "--pretrained=student.pth", "--data_dir", images), "student.pth", "--model")
+    assert_refused(run(distillation, "--pretrained=b.pth", "--data_dir", images), "b.pth", "--model")
     text = (tmp_path / "espcn.py").read_text()
-    (tmp_path / "frozen.py").write_text(text.replace("return ESPCN(32)", "return ESPCN(32).requires_grad_(False)"))
+    for name, body in (("frozen", "return ESPCN(32).requires_grad_(False)"),
+                       ("other", "class Other(ESPCN):\n        channels = 4 - ESPCN.channels\n    return Other(32)")):
+        (tmp_path / f"{name}.py").write_text(text.replace("return ESPCN(32)", body))
     for more, *words in (
         (["--model=nowhere.py"], "nowhere.py", "no such file"), (["--inc_num=2", "--inc_step=1"], "--inc_num 2"),
         (["--scale=2"], "--scale 2", "espcn.pth"), (["--pretrained", tiny_teacher], "layers.0.weight"),
         (["--student_init=teacher"], "--student_init teacher: a network of --model", "use --student_init=random"),
-        (["--model=frozen.py"], "frozen.py: student() has no parameter that learns")):
+        (["--n_feats=4"], "--n_resblocks, --n_feats: are not for networks of --model"),
+        (["--model=other.py"], "student(): has another architecture, scale or channels than the teacher espcn.pth"),
+        (["--model=frozen.py"], "frozen.py: the student's output depends on no parameter that learns")):
         assert_refused(run(distillation, *flags, "--save_dir=d", *more), *words)
 
 
@@ -92,15 +98,16 @@ def test_espcn_is_distilled_resumed_and_scored(run, done, images, tiny_teacher, 
     ("return ESPCN(32)", "return 1 / 0", "ended with ZeroDivisionError: division by zero (espcn.py, line HERE)"),
     ("return ESPCN(32)", "raise SystemExit('a\\nb')", "ended with SystemExit: a b (espcn.py, line HERE)"),
     ("def student", "def student of", "ended with SyntaxError: .* (espcn.py, line HERE)"),
-    ("self.layers(x)", "self.layers(x, 1)", "given (1, 3, 12, 16), ended with TypeError: .* (espcn.py, line HERE)"),
+    ("self.layers(x)", "self.layers(x, 1)", "given (2, 3, 12, 16), ended with TypeError: .* (espcn.py, line HERE)"),
     ("def student", "def pupil", "student() ended with AttributeError"),
-    ("PixelShuffle(3)", "PixelShuffle(1)", "makes (1, 27, 12, 16) of (1, 3, 12, 16), expected (1, 3, 36, 48)")])
+    ("PixelShuffle(3)", "PixelShuffle(1)", "makes (2, 27, 12, 16) of (2, 3, 12, 16), expected (2, 3, 36, 48)"),
+    ("self.layers(x)", "(x,) if self.training else self.layers(x)", "makes tuple of (2, 3, 12, 16) in training")])
 def test_a_file_that_cannot_serve_is_refused(tmp_path, old, new, words):
     words = words.replace("HERE", str(ESPCN[:ESPCN.index(old)].count("\n") + 1))
     pattern = "^--model .*espcn.py: [^\n]*" + re.escape(words).replace(r"\.\*", ".*") + "[^\n]*$"
     for _ in range(2):  # it is not kept either
         with pytest.raises(InputError, match=pattern):
-            custom_network(write(tmp_path, old, new), "student")
+            check_learns(custom_network(path := write(tmp_path, old, new), "student"), path)
 
 
 def test_an_odd_file_runs_once_and_what_it_trained_loads(tmp_path, monkeypatch):
@@ -113,6 +120,7 @@ def test_an_odd_file_runs_once_and_what_it_trained_loads(tmp_path, monkeypatch):
     teacher, student = custom_network(tmp_path / "odd.py", "teacher"), custom_network(path, "student")
     assert type(teacher) is type(student) and importlib.import_module("models") is models
     assert (teacher.module[0].out_channels, student.module[0].out_channels) == (8, 4)
+    check_learns(student, path)
     assert student.module[1].num_batches_tracked == student.module[1].running_mean.count_nonzero() == 0
     student.train()(torch.rand(2, 3, 8, 8))
     save_model(student, tmp_path / "student.pth")

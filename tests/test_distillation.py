@@ -204,6 +204,7 @@ def test_recipes_are_defaults_that_flags_override():
     assert (demo.source, demo.nEpochs, demo.val_dataset) == ("dead_leaves", 3, "skimage")
     banks = {flags: arguments(*flags).bank for flags in ((), ("--demo",), ("--demo", "--source=generator"))}
     assert [*banks.values()] == [0, demo.iter * demo.stu_step * 2 // 4, 0]
+    assert arguments("--demo").resume == "auto" and parse_arguments(["--demo", "--recipe=paper"]).source == "generator"
     args = parse_arguments([])
     assert vars(args) == vars(parse_arguments(PAPERS)) == vars(parse_arguments(["--recipe=paper"]))
     expected = dict(batchSize=128, step=10, clip=0.4, momentum=0.9, gw=1.0, ge_type="IN", scale=0, source="generator")

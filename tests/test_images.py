@@ -116,7 +116,7 @@ def test_what_cannot_be_used(run, bicubic, tmp_path):
 
 
 def test_names_that_would_overwrite(run, done, bicubic, tmp_path):
-    for name in ("one/a.png", "two/a.jpg", "one/b.png"):
+    for name in ("one/a.png", "two/a.jpg", "one/b.png", "four/a.jpg", "four/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(pixels(4, 4)).save(tmp_path / name)
     (tmp_path / "three").symlink_to("one")
@@ -124,6 +124,7 @@ def test_names_that_would_overwrite(run, done, bicubic, tmp_path):
     assert_refused(run(upscale, *flags, "one", "two"), "one/a.png and two/a.jpg", "out/a.png")
     assert_refused(run(upscale, *flags, "one/b.png", "one/a.png", "--to=two/../one"), "one/b.png")
     assert_refused(run(upscale, *flags, "one/a.png", "--to=three"), "three/a.png")
+    assert_refused(run(upscale, *flags, "four/a.jpg", "--to=four"), "four/a.png is there already, beside four/a.jpg")
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()
     (tmp_path / "new").mkdir()
     (tmp_path / "new/b.png").write_text("an earlier output")

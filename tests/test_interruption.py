@@ -56,7 +56,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(images, tiny_teacher, tmp_path,
                        "--optimizer=adam")
     assert finish(start(script, (*flags, "--save_dir=whole"), tmp_path)) == 0
     for _ in range(2):
-        die = partial(die_at, moment.randrange(5, 40), number)
+        die = partial(die_at, moment.randrange(5, 22), number)
         killed = start(script, (*flags, "--save_dir=run", "--resume=auto"), tmp_path, prepare=die)
         assert finish(killed) == (143 if number == signal.SIGTERM else -number), (tmp_path / "stderr").read_text()
     assert finish(start(script, (*flags, "--save_dir=run", "--resume=auto"), tmp_path)) == 0
@@ -126,7 +126,7 @@ def test_a_checkpoint_with_other_content_is_refused(run, done, flags, tmp_path):
         assert contents(tmp_path, "*.pth") == before
 
 
-def test_a_run_goes_on_in_its_folder_with_its_settings(run, done, monkeypatch, images, tiny_teacher, flags, tmp_path):
+def test_a_run_goes_on_in_its_folder_with_its_settings(run, done, images, tiny_teacher, flags, tmp_path):
     """Whatever differs is listed and refused, and nothing is touched; length, places and the machine may."""
     flags, checkpoint = (*flags, "--nEpochs=1"), "--resume=run/checkpoint.pth"
     done(distillation, *flags)
@@ -134,31 +134,30 @@ def test_a_run_goes_on_in_its_folder_with_its_settings(run, done, monkeypatch, i
     model.tail.weight.data += 1
     utils.save_model(model, tmp_path / "other.pth")
     before = contents(tmp_path)
-    for more in ((), ("--resume=auto",), (checkpoint,)):
-        assert_refused(run(distillation, *flags, "--lr=0.5", "--latent=5", *more), "run: was left by other settings; "
+    for more in ("--resume=auto", checkpoint):
+        assert_refused(run(distillation, *flags, "--lr=0.5", "--latent=5", more), "run: was left by other settings; "
                        "give another --save_dir", "lr was 0.1, is 0.5", "latent was 4, is 5")
     for words, script, *more in (
             ("script was distillation, is train_teacher", train_teacher, *teacher_flags(images), "--save_dir=run",
              "--resume=auto"),
             ("teacher was", distillation, *flags, "--pretrained=other.pth", "--resume=auto"),
-            ("nEpochs was 1, is 2", distillation, *flags, "--nEpochs=2"),
             ("its own folder", distillation, *flags, checkpoint, "--save_dir=b"),
-            ("holds a run", distillation, *flags, "--test_only", "--student", tiny_teacher)):
+            ("holds a run already; add --resume=auto", distillation, *flags),
+            ("give another folder", distillation, *flags, "--test_only", "--student", tiny_teacher),
+            ("is a file of the run itself", distillation, *flags, "--output=run/model_best.pth"),
+            ("is what --pretrained names", distillation, *flags, "--output", tiny_teacher)):
         assert_refused(run(script, *more), words)
     assert contents(tmp_path) == before
     whole = outcome(folder)
-    with monkeypatch.context() as patch:  # the same once more begins anew, and resumes as itself
-        patch.setattr(Run, "advance", lambda self, *place: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert run(distillation, *flags).returncode == 130
     done(distillation, *flags, "--resume=auto")
     assert outcome(folder) == whole
-    (folder / "results.json").unlink()
-    assert_refused(run(distillation, *flags), "holds this run, unfinished; add --resume=auto")
     done(distillation, *flags, "--nEpochs=2", "--output=b.pth", "--checkpoint_every=1", "--plain", checkpoint)
     assert [m["epoch"] for m in read(folder)[1]] == [1, 2]
     assert_refused(run(distillation, *flags, checkpoint), "--nEpochs 1", "has made 2 already")
     (folder / "checkpoint.pth").unlink()
-    assert_refused(run(distillation, *flags, "--lr=0.5"), "lr was 0.1")  # by the one before
+    assert_refused(run(distillation, *flags, "--lr=0.5", "--resume=auto"), "lr was 0.1")  # by the one before
+    (folder / "checkpoint_previous.pth").unlink()
+    assert_refused(run(distillation, *flags), "holds a run already")  # its weights alone, too
 
 
 @pytest.mark.parametrize("script, call", [(train_teacher, 4), (distillation, 14)])

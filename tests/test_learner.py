@@ -26,7 +26,7 @@ def learner_of(weight, name="sgd", lr=0.1, momentum=0.0, weight_decay=0.0, **set
 def new_learner(name, precision="fp32", network=None, lr=None):
     torch.manual_seed(0)
     network = network or VDSR(2, 4)
-    return Learner(network, make_optimizer(network, name, lr), precision, clip=0.4)
+    return Learner(network, make_optimizer(network, name, lr, weight_decay=0), precision, clip=0.4)
 
 
 def take_steps(learner, count, first=0):

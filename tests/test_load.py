@@ -169,7 +169,9 @@ def test_what_is_no_checkpoint_says_what_it_is(tmp_path):
             for name in names:
                 archive.writestr(name, b"")
         assert words in refusal(path)
-    assert "No such file" in refusal(tmp_path / "no.pth") and "Is a directory" in refusal(tmp_path)
+    for path in (tmp_path / "no.pth", tmp_path):
+        with pytest.raises(OSError, match=str(path)):
+            load_model(path)
 
 
 def test_safetensors(tmp_path):

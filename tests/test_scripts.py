@@ -96,8 +96,8 @@ def test_an_edsr_starts_from_one_of_another_scale(done, images, tmp_path):
     first = load_model(tmp_path / "teacher.pth")
     for scale in (3, 4):
         done(train_teacher, *flags, "--pretrained=teacher.pth", "--arch=edsr_baseline", f"--scale={scale}",
-             "--lr=1e-9", f"--save_dir=x{scale}")
-        second = load_model(tmp_path / "teacher.pth")
+             "--lr=1e-9", f"--save_dir=x{scale}", "--output=second.pth")
+        second = load_model(tmp_path / "second.pth")
         assert second.scales == (scale,)
         torch.testing.assert_close(first.body[1].body[0].weight, second.body[1].body[0].weight, atol=1e-5, rtol=0)
 
@@ -112,7 +112,8 @@ def test_half_width_with_the_data_may_start_from_a_teacher(run, done, few_places
     for name, more in (("teacher", ["--test_only", *start[:3]]), ("random", ["--n_resblocks=6", "--n_feats=32"]),
                        ("fitted", start)):
         done(train_teacher, *flags, *more, "--nEpochs=1", f"--save_dir={name}")
-        psnr |= {name: read(tmp_path / name)[0]["results"]["skimage"]["4"]["student"]["psnr"]}
+        results = json.loads((tmp_path / name / "results.json").read_text())["results"]
+        psnr[name] = results["skimage"]["4"]["student"]["psnr"]
     assert psnr["random"] + 10 < psnr["fitted"] < psnr["teacher"] < psnr["fitted"] + 5
     assert load_model(tmp_path / "half.pth").config == {"arch": "vdsr", "n_resblocks": 6, "n_feats": 16}
     again = run(train_teacher, *flags, *start, "--nEpochs=2", "--save_dir=fitted")

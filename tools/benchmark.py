@@ -13,7 +13,7 @@ import torch
 from bicubic import imresize
 from engine.graphs import eager, recorder
 from engine.learner import Learner, autocast, distance, make_optimizer, train_step
-from engine.options import Parser, best_precision, count, whole
+from engine.options import Parser, best_precision, count, threads
 from models import PRESETS, Generator, build_model
 from utils import choose_device, device_name, run_script, set_up_cpu
 
@@ -89,7 +89,7 @@ def parse_arguments(argv=None):
     add("--against-plain", action="store_true", help="beside float32 without CUDA graphs")
     add("--sweep", action="store_true", help="one size at a time")
     add("--batchSize", type=count, default=16, help="images a step")
-    add("--threads", type=whole, default=0, help="CPU threads; 0: as many as cores")
+    add("--threads", type=threads, default=0, help="CPU threads; 0: as many as cores")
     add("--device", default="auto", help="auto, cpu, cuda, ...")
     return parser.parse_args(argv)
 

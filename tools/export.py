@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.benchmark import Benchmarks, choose_validation
 from data.table import markdown_table
-from engine.options import Parser, positive, whole
+from engine.options import Parser, positive, threads
 from models.pair import load_network
 from tools.benchmark import milliseconds
 from utils import InputError, choose_device, device_name, run_script, write_atomically
@@ -144,11 +144,11 @@ def cost(network, path):
         print(error, file=sys.stderr)
     ratio, all_threads = 1 if network.upscaled_input else network.scales[0], torch.get_num_threads()
     x = torch.rand(1, network.channels, TIMED[1] // ratio, TIMED[0] // ratio)
-    for threads in sorted({1, all_threads}):
-        torch.set_num_threads(threads)
+    for count in sorted({1, all_threads}):
+        torch.set_num_threads(count)
         for name, function in (("torch", network), ("onnxruntime", content and read_onnx(content))):
             if function is not None:
-                row[f"{name}, {threads} thread{'s' * (threads > 1)}, ms"] = milliseconds(lambda: function(x), x.device)
+                row[f"{name}, {count} thread{'s' * (count > 1)}, ms"] = milliseconds(lambda: function(x), x.device)
     torch.set_num_threads(all_threads)
     return row
 
@@ -202,7 +202,7 @@ def parse_arguments(argv=None):
     add("--data_dir", default="datasets", help="folder of the image sets")
     add("--val_dataset", help="set whose PSNR goes into the file (default: Set5)")
     add("--device", default="auto", help="which computes that: auto, cpu, cuda, cuda:1, ...")
-    add("--threads", type=whole, default=0, help="CPU threads; 0: as many as cores")
+    add("--threads", type=threads, default=0, help="CPU threads; 0: as many as cores")
     return parser.parse_args(argv)
 
 

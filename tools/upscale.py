@@ -21,7 +21,7 @@ from tqdm import tqdm
 from bicubic import imresize
 from data.benchmark import choose_scales, run_network
 from data.images import EXTENSIONS, list_images, luma, open_image
-from engine.options import Parser, positive, whole
+from engine.options import Parser, positive, threads
 from models.pair import load_network
 from utils import InputError, choose_device, run_script, write_atomically
 
@@ -94,7 +94,7 @@ def upscale_image(model, image, scale, device, ensemble=False):
 def choose_files(names, folder):
     """{folder/NAME.png: path} of the image files that `names` are, or hold directly if they are folders, each once.
 
-    Raises InputError where one is no image, or two would share an output, or an output is an input.
+    Raises InputError where one is no image, or two would share an output, or an output is an input or lies beside it already.
     """
     paths, outputs = {}, {}
     for name in names:
@@ -107,6 +107,8 @@ def choose_files(names, folder):
         output = Path(folder, f"{path.stem}.png")
         if output.resolve() in inputs:
             raise InputError(f"--to {folder}: {output} is itself to be upscaled; give another folder")
+        if output.exists() and output.resolve().parent == path.resolve().parent:
+            raise InputError(f"--to {folder}: {output} is there already, beside {path}; give another folder")
         if outputs.setdefault(output, path) is not path:
             raise InputError(f"--to {folder}: {outputs[output]} and {path} would both become {output}")
     return outputs
@@ -123,7 +125,7 @@ def parse_arguments(argv=None):
     add("--model", metavar="FILE.py", help="a file that defines student() of one's own")
     add("--res_scale", type=positive, help="of an EDSR whose file does not say")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--threads", type=whole, default=0, help="CPU threads; 0: as many as cores")
+    add("--threads", type=threads, default=0, help="CPU threads; 0: as many as cores")
     return parser.parse_args(argv)
 
 
