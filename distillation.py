@@ -152,7 +152,7 @@ def generator_step(generator, student, teacher, z, scale, D, reconw, gw, rounded
 
 
 def stage(epoch, depth, settings):
-    """Progressive distillation: (first epoch, epoch after the last, body blocks) of the stage that `epoch` belongs to."""
+    """Progressive distillation: (first epoch, epoch after the last, body blocks) of the stage that `epoch` is in."""
     s = settings
     number = min(max(epoch - 1, 0) // s.inc_step, s.inc_num - 1) if s.inc_num > 1 else 0
     begin = 1 + number * s.inc_step
@@ -164,8 +164,8 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
     """Distil the network `teacher` into the network `student`, which is returned.
 
     images(step): a batch x and the teacher's output T(x), see labelled. generators: {scale: learner of G_s}, where they
-    learn. depth: the student's body blocks at the end, where it grows in stages. run: an engine.run.Run, for validation,
-    log and checkpoints. call: how steps are run, see engine.graphs.
+    learn. depth: the student's body blocks at the end, where it grows in stages. run: an engine.run.Run, for
+    validation, log and checkpoints. call: how steps are run, see engine.graphs.
     """
     s, D = settings, distance(settings.loss_type)
 
@@ -325,12 +325,12 @@ def warn_of_a_bad_teacher(validation, teacher, path, log):
     """Say so where the teacher is worse than bicubic on an image: its file was taken for something else, perhaps."""
     ours, bicubic = validation.one_image(teacher)
     if ours < bicubic:
-        log.line(f"warning: {path}: gives {ours:.2f} dB on an image where bicubic gives {bicubic:.2f}; is it the network "
-                 "that it was taken for?")
+        log.line(f"warning: {path}: gives {ours:.2f} dB on an image where bicubic gives {bicubic:.2f}; is it the "
+                 "network that it was taken for?")
 
 
 def first_student(args, settings, run, teacher, config):
-    """The student that a run begins with: at random or from its teacher, as deep as the stage of the run's last step."""
+    """The student that a run begins with, random or from its teacher, as deep as in the stage of the run's last step."""
     seed_everything(args.seed, "student", 0)
     if args.model:
         return custom_network(args.model, "student").to(args.device)
@@ -387,8 +387,8 @@ def main(args):
                 warn_of_a_bad_teacher(validation, teacher, args.pretrained, run.log)
             with run.interruptible():
                 student = first_student(args, settings, run, teacher, config)
-            images = labelled(args, settings, teacher, draw, call)
-            networks["student"] = distil(teacher, student, images, settings, generators, config["n_resblocks"], run, call)
+            images, depth = labelled(args, settings, teacher, draw, call), config["n_resblocks"]
+            networks["student"] = distil(teacher, student, images, settings, generators, depth, run, call)
             trained = {"seconds": round(run.seconds, 1), "student_steps": run.steps,
                        "images": run.steps * args.batchSize, "bank": args.bank}
         if parallel.leader():

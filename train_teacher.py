@@ -40,7 +40,7 @@ def parse_arguments(argv=None):
     add("--patch_size", type=count, default=48, help="side of the HR patches")
     add("--pretrained", metavar="CHECKPOINT",
         help="start from (or with --test_only score) this network, whose architecture it is then; an edsr of "
-        "another --scale lends what fits; with --student_init=teacher the teacher that a half-width network starts from")
+        "another --scale lends what fits; with --student_init=teacher it is the teacher that a half-width one starts from")
     return parser.parse_args(argv)
 
 
@@ -121,8 +121,9 @@ def main(args):
         if not args.test_only:
             if args.student_init == "teacher" and not run.state:
                 images = start_images(scales, 48, model.channels, model.upscaled_input, args.seed, args.device)
+                n_feats = model.config["n_feats"]
                 with run.interruptible():
-                    model = student_from_teacher(pretrained, images, model.config["n_feats"], args.seed, parallel.quiet())
+                    model = student_from_teacher(pretrained, images, n_feats, args.seed, parallel.quiet())
             train(model, patches, args, run, recorder(args.device, args.plain))
             trained = {"seconds": round(run.seconds, 1), "steps": run.steps, "images": run.steps * args.batchSize}
         if parallel.leader():

@@ -15,10 +15,10 @@ from engine.log import Log
 from engine.run import NETWORKS, Run
 from utils import InputError, choose_device, set_up_cpu
 
-# Flags that may change where a run is resumed: paths, length, logging, device and how it computes. (The scripts pass what
-# is in the file that --pretrained names.)
-MAY_CHANGE = {"resume", "pretrained", "nEpochs", "save_dir", "output", "data_dir", "data_test", "self_ensemble", "threads",
-              "device", "precision", "plain", "checkpoint_every", "tensorboard"}
+# Flags that may change where a run is resumed: paths, length, logging, device and how it computes. (The scripts pass
+# what is in the file that --pretrained names.)
+MAY_CHANGE = {"resume", "pretrained", "nEpochs", "save_dir", "output", "data_dir", "data_test", "self_ensemble",
+              "threads", "device", "precision", "plain", "checkpoint_every", "tensorboard"}
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

@@ -28,18 +28,19 @@ class Run:
     """Where a run is (epoch, round and step: what comes next; steps: made) and the losses of its epoch.
 
     log: an engine.log.Log, whose folder is the run's; None for a run that leaves nothing. settings: what must be the
-    same where the run is resumed. config: what config.json is to hold. resume: None, "auto" or the path of a checkpoint.
-    epochs: how many in all. batch: images a step. every: minutes between checkpoints. validate(network, epoch): {scale:
-    PSNR} after an epoch. Raises InputError on a checkpoint that cannot serve, or a folder that holds a run already.
+    same where the run is resumed. config: what config.json is to hold. resume: None, "auto" or a checkpoint's path.
+    epochs: how many in all. batch: images a step. every: minutes between checkpoints. validate(network, epoch):
+    {scale: PSNR} after an epoch. Raises InputError on a checkpoint that cannot serve, or a folder that holds a run.
 
     Nothing is written before it is entered as a context manager, then by the leader; SIGINT and SIGTERM then end it
     after the step, with a checkpoint.
     """
 
-    def __init__(self, log=None, settings=None, config=None, resume=None, *, epochs=1, first_epoch=1, batch=1, every=5.0,
-                 validate=None):
+    def __init__(self, log=None, settings=None, config=None, resume=None, *, epochs=1, first_epoch=1, batch=1,
+                 every=5.0, validate=None):
         self.log, self.path, self.settings, self.config = log, log and log.path, settings or {}, config
-        self.epochs, self.first_epoch, self.batch, self.every, self.validate = epochs, first_epoch, batch, every, validate
+        self.epochs, self.first_epoch, self.batch, self.every = epochs, first_epoch, batch, every
+        self.validate = validate
         self.epoch, self.round, self.step, self.steps = first_epoch, 0, 0, 0
         self.psnr, self.best, self.sums = {}, float("-inf"), {}
         self.saved = self.started = time.time()
@@ -61,8 +62,8 @@ class Run:
         """The content of the checkpoint to go on from, None for a new run."""
         there = [path for name in NETWORKS if (path := self.path / name).exists()]
         if there and not resume:
-            raise InputError(f"--save_dir {self.path}: holds a run already; add --resume=auto to go on with it, or give "
-                             "another folder")
+            raise InputError(f"--save_dir {self.path}: holds a run already; add --resume=auto to go on with it, or "
+                             "give another folder")
         paths = [path for path in there if path.name in NETWORKS[:2]] if resume in (None, "auto") else [resume]
         if not paths:
             return None

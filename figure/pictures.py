@@ -89,7 +89,7 @@ def parse_arguments(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--runs", nargs="+", metavar="SAVE_DIR", help="instead of dead leaves: images of these runs")
     parser.add_argument("--labels", nargs="+", help="of the runs (default: their folders)")
-    parser.add_argument("--output", help="where the sheet goes (default: figure/dead_leaves.png or figure/generated.png)")
+    parser.add_argument("--output", help="the sheet (default: figure/dead_leaves.png or figure/generated.png)")
     parser.add_argument("--seed", type=whole, default=1, help="of all that is random")
     return parser.parse_args(argv)
 

@@ -12,8 +12,9 @@ from utils import InputError
 
 
 def read_checkpoint(path):
-    """What torch.save or safetensors wrote to `path`, on the CPU. Never runs code from the file. Raises InputError where
-    it is another file, OSError where there is none.
+    """What torch.save or safetensors wrote to `path`, on the CPU. Never runs code from the file.
+
+    Raises InputError where it is another file, OSError where there is none.
 
     Objects other than dense tensors and plain containers come as StandIn.
     """

@@ -106,7 +106,8 @@ def test_widths(tmp_path):
     for width, psnr in ((32, 37.0), (4, 36.5)):
         config = {"arch": "vdsr", "n_resblocks": 1, "n_feats": width}
         scores = {"2": {"student": {"psnr": psnr}}, "3": {"student": {"psnr": 33.0}}}
-        (tmp_path / f"{width}.json").write_text(json.dumps({"results": {"Set5": scores}, "networks": {"student": config}}))
+        record = {"results": {"Set5": scores}, "networks": {"student": config}}
+        (tmp_path / f"{width}.json").write_text(json.dumps(record))
     ours, *levels = plots.widths([tmp_path / "32.json", tmp_path / "4.json"]).axes[0].lines
     assert list(ours.get_xdata()) == [0.216, 9.792] and list(ours.get_ydata()) == [34.75, 35.0]
     assert [line.get_ydata()[0] for line in levels] == pytest.approx([34.01, 101.04 / 3])  # the paper's
@@ -117,7 +118,7 @@ def test_widths(tmp_path):
 def test_table_1(tmp_path):
     """Files of a column complete one another; what was trained, on what and how long is said."""
     results(tmp_path / "fast.json", "student", 37.204, seconds=11160.0, student_steps=9600, images=153600)
-    results(tmp_path / "fast.more.json", "student", 31.9, sets=["Set5", "B100"])  # only scored; the run's own score stays
+    results(tmp_path / "fast.more.json", "student", 31.9, sets=["Set5", "B100"])  # the run's score stays
     results(tmp_path / "teacher.json", "teacher", 37.66)
     (tmp_path / "width.json").write_text("[]")  # of no column
     call(table, f"--results={tmp_path}", f"--output={tmp_path}")

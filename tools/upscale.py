@@ -94,7 +94,7 @@ def upscale_image(model, image, scale, device, ensemble=False):
 def choose_files(names, folder):
     """{folder/NAME.png: path} of the image files that `names` are, or hold directly if they are folders, each once.
 
-    Raises InputError where one is no image, or two would share an output, or an output is an input or lies beside it already.
+    Raises InputError where one is no image, or two would share an output, or one is an input or lies beside it already.
     """
     paths, outputs = {}, {}
     for name in names:
