@@ -62,8 +62,8 @@ class Run:
         """The content of the checkpoint to go on from, None for a new run."""
         there = [path for name in NETWORKS if (path := self.path / name).exists()]
         if there and not resume:
-            raise InputError(f"--save_dir {self.path}: holds a run already; add --resume=auto to go on with it, or "
-                             "give another folder")
+            raise InputError(f"--save_dir {self.path}: holds a run already; give another folder, or add --resume=auto "
+                             "to go on with that run")
         paths = [path for path in there if path.name in NETWORKS[:2]] if resume in (None, "auto") else [resume]
         if not paths:
             return None

@@ -142,7 +142,7 @@ def test_a_run_goes_on_in_its_folder_with_its_settings(run, done, images, tiny_t
              "--resume=auto"),
             ("teacher was", distillation, *flags, "--pretrained=other.pth", "--resume=auto"),
             ("its own folder", distillation, *flags, checkpoint, "--save_dir=b"),
-            ("holds a run already; add --resume=auto", distillation, *flags),
+            ("holds a run already; give another folder, or add --resume=auto", distillation, *flags),
             ("give another folder", distillation, *flags, "--test_only", "--student", tiny_teacher),
             ("is a file of the run itself", distillation, *flags, "--output=run/model_best.pth"),
             ("is what --pretrained names", distillation, *flags, "--output", tiny_teacher)):
