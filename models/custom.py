@@ -68,9 +68,8 @@ def _try(network, path, how=""):
     role, scale, shape = network.config["role"], network.scale, (2, network.channels, 12, 16)
     with _located(path, f"the {role}, given {shape}{how},"):
         output = network(torch.zeros(shape))
-    made, expected = getattr(output, "shape", type(output).__name__), (*shape[:2], 12 * scale, 16 * scale)
+    made, expected = tuple(getattr(output, "shape", "")) or type(output).__name__, (*shape[:2], 12 * scale, 16 * scale)
     if made != expected:
-        made = made if isinstance(made, str) else tuple(made)
         raise InputError(f"--model {path}: the {role} makes {made} of {shape}{how}, expected {expected}")
     return output
 
