@@ -168,6 +168,8 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
     validation, log and checkpoints. call: how steps are run, see engine.graphs.
     """
     s, D = settings, distance(settings.loss_type)
+    if s.inc_num > 1 and not depth:
+        raise ValueError("distil: a student that grows in stages needs `depth`")
 
     def learner():
         optimizer = make_optimizer(student, s.optimizer, s.lr, s.momentum, s.weight_decay)

@@ -163,6 +163,8 @@ def test_each_stage_grows_the_student_and_starts_afresh(logged):
     for found, wanted in zip(logged, expected, strict=True):
         assert found[0] == wanted[0] and found[1:3] == pytest.approx(wanted[1:])
     assert student.config == {"arch": "vdsr", "n_resblocks": 6, "n_feats": 2}
+    with pytest.raises(ValueError, match="depth"):
+        distil(teacher, student, images, settings)
     for numbers, stages in (((1, 0, 80), [(1, 81, 18)]), ((3, 10, 80), [(1, 11, 6), (11, 21, 12), (21, 81, 18)]),
                             ((18, 1, 18), [(i, i + 1, i) for i in range(1, 19)])):
         settings = Settings(**dict(zip(("inc_num", "inc_step", "nEpochs"), numbers)))
