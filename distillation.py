@@ -332,7 +332,7 @@ def warn_of_a_bad_teacher(validation, teacher, path, log):
 
 
 def first_student(args, settings, run, teacher, config):
-    """The student that a run begins with, random or from its teacher, as deep as in the stage of the run's last step."""
+    """The student that a run begins with, random or from its teacher, as deep as in the stage of the last step."""
     seed_everything(args.seed, "student", 0)
     if args.model:
         return custom_network(args.model, "student").to(args.device)

@@ -40,7 +40,7 @@ def parse_arguments(argv=None):
     add("--patch_size", type=count, default=48, help="side of the HR patches")
     add("--pretrained", metavar="CHECKPOINT",
         help="start from (or with --test_only score) this network, whose architecture it is then; an edsr of "
-        "another --scale lends what fits; with --student_init=teacher it is the teacher that a half-width one starts from")
+        "another --scale lends what fits; with --student_init=teacher it is the teacher that a half-width starts from")
     return parser.parse_args(argv)
 
 

@@ -26,7 +26,7 @@ class NotFinite(Exception):
     """A loss or gradient is not finite; the message says which."""
 
 
-class Stopped(Exception):
+class Stopped(BaseException):  # as KeyboardInterrupt: nobody else's `except Exception` is to catch it
     """A signal ended the run. Its arguments: the signal's number, and whether the run can be resumed."""
 
 
@@ -158,7 +158,7 @@ def choose_device(name):
     """The torch.device of --device; auto is CUDA where there is one. Raises InputError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and "LOCAL_RANK" in os.environ:  # torchrun's: a GPU for each process
+    if name.startswith("cuda") and int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun's: a GPU for each process
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)

@@ -26,7 +26,7 @@ class Log:
         append_line(self.path / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
     def keep_epochs(self, count):
-        """Drop from metrics.jsonl what comes after `count` epochs: epochs to come again, half a line of a killed run."""
+        """Drop from metrics.jsonl what comes after `count` epochs: some to come again, half a line of a killed run."""
         path = self.path / "metrics.jsonl"
         if path.exists():
             write_atomically(path, b"".join(path.read_bytes().splitlines(keepends=True)[:count]))
@@ -39,7 +39,7 @@ class Log:
         self._board(epoch, {**losses, **more, **{f"PSNR/x{scale}": value for scale, value in psnr.items()}})
 
     def report(self, benchmarks, networks, args, **trained):
-        """Score the networks {name: network}: results.json, with what made them, and a table. args: a dict of the flags."""
+        """Score {name: network}: results.json, with what made them, and a table. args: a dict of the flags."""
         results, protocol = benchmarks.scores(networks), benchmarks.protocol(networks)
         command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
         save_json({"results": results, "protocol": protocol, **trained, "date": time.strftime("%Y-%m-%d"),

@@ -12,13 +12,15 @@ import torch
 from engine import parallel
 from engine.learner import LR, WEIGHT_DECAY
 from engine.log import Log
-from engine.run import NETWORKS, Run
+from engine.run import TRAINED, Run
 from utils import InputError, choose_device, set_up_cpu
 
 # Flags that may change where a run is resumed: paths, length, logging, device and how it computes. (The scripts pass
 # what is in the file that --pretrained names.)
 MAY_CHANGE = {"resume", "pretrained", "nEpochs", "save_dir", "output", "data_dir", "data_test", "self_ensemble",
               "threads", "device", "precision", "plain", "checkpoint_every", "tensorboard"}
+OF_A_RUN = {*TRAINED, "config.json", "log.txt", "metrics.jsonl", "results.json", "curves.png", "samples.png",
+            "comparison.png"}
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -97,8 +99,10 @@ def add_shared_flags(parser):
 
 
 def settle_shared_flags(args, script, output):
-    """Fill in defaults that depend on other flags; refuse contradictions, and before training what could not be written
-    after it. script and output: what names the default --save_dir, and the default --output."""
+    """Fill in defaults that depend on other flags; refuse contradictions, and before training what cannot be written.
+
+    script and output: what names the default --save_dir, and the default --output.
+    """
     for name, value in vars(args).items():
         if value == "":
             raise InputError(f"--{name}: is empty")
@@ -115,23 +119,26 @@ def settle_shared_flags(args, script, output):
         raise InputError(f"--start-epoch {args.start_epoch}: is beyond --nEpochs {args.nEpochs}")
     if args.resume and args.test_only:
         raise InputError("--resume: cannot go with --test_only, which does not train")
+    if args.test_only and any(Path(args.save_dir, name).exists() for name in TRAINED):
+        raise InputError(f"--save_dir {args.save_dir}: holds a run; give --test_only another folder")
     if args.batchSize % parallel.world():
         raise InputError(f"--batchSize {args.batchSize}: is no multiple of the {parallel.world()} processes")
     if args.tensorboard and not find_spec("tensorboard"):
         raise InputError("--tensorboard: needs pip install tensorboard")
-    place, folder = Path(args.output).resolve(), Path(args.output).absolute().parent
-    if place.is_dir():
+    save_dir, output = (Path(given).resolve() for given in (args.save_dir, args.output))
+    if output.is_dir() or output in (save_dir, *save_dir.parents):
         raise InputError(f"--output {args.output}: is a folder")
-    if place.parent == Path(args.save_dir).resolve() and place.name in NETWORKS:
+    if output.parent == save_dir and output.name in OF_A_RUN:
         raise InputError(f"--output {args.output}: is a file of the run itself; give another name")
     for name in ("pretrained", "model"):
-        if not args.test_only and place == Path(getattr(args, name, None) or "").resolve():
+        if not args.test_only and output == Path(getattr(args, name, None) or "").resolve():
             raise InputError(f"--output {args.output}: is what --{name} names, and would replace it; give another name")
-    standing = next(place for place in (folder, *folder.parents) if place.exists())
-    try:
-        TemporaryFile(dir=standing).close()
-    except OSError as error:
-        raise InputError(f"--output {args.output}: {standing} cannot be written to ({error.strerror})") from None
+    for flag, given, folder in (("save_dir", args.save_dir, save_dir), ("output", args.output, output.parent)):
+        standing = next(place for place in (folder, *folder.parents) if place.exists())
+        try:
+            TemporaryFile(dir=standing).close()
+        except OSError as error:
+            raise InputError(f"--{flag} {given}: {standing} cannot be written to ({error.strerror})") from None
 
 
 def set_up_device(args):

@@ -21,7 +21,8 @@ from utils import InputError, NotFinite, Stopped, save_atomically, save_json, sa
 # What a checkpoint says of where the run is: what comes next, steps made, best and last PSNR, the epoch's losses.
 PLACE = ("epoch", "round", "step", "steps", "best", "psnr", "sums")
 KEPT = (*PLACE, "seconds", "settings")
-NETWORKS = ("checkpoint.pth", "checkpoint_previous.pth", "model_best.pth", "model_last.pth")  # files of a run
+CHECKPOINTS = ("checkpoint.pth", "checkpoint_previous.pth")
+TRAINED = (*CHECKPOINTS, "model_best.pth", "model_last.pth")  # what a run's folder is known by
 
 
 class Run:
@@ -33,7 +34,7 @@ class Run:
     {scale: PSNR} after an epoch. Raises InputError on a checkpoint that cannot serve, or a folder that holds a run.
 
     Nothing is written before it is entered as a context manager, then by the leader; SIGINT and SIGTERM then end it
-    after the step, with a checkpoint.
+    after the step (where it is interruptible at once, of several processes after the round), with a checkpoint.
     """
 
     def __init__(self, log=None, settings=None, config=None, resume=None, *, epochs=1, first_epoch=1, batch=1,
@@ -43,12 +44,14 @@ class Run:
         self.validate = validate
         self.epoch, self.round, self.step, self.steps = first_epoch, 0, 0, 0
         self.psnr, self.best, self.sums = {}, float("-inf"), {}
-        self.saved = self.started = time.time()
+        self.saved, self.saved_place = time.time(), None
+        self.started = self.saved
         self.signal, self.stop_at_once, self.parts, self.newest_is_good = 0, False, {}, True
         self.state = self._find_state(resume) if log else None
         if self.state:
             for name in PLACE:
                 setattr(self, name, self.state[name])
+            self.saved_place = self.place
             self.started -= self.state["seconds"]
             if epochs < self.epoch - 1:
                 raise InputError(f"--nEpochs {epochs}: the run to resume has made {self.epoch - 1} already")
@@ -58,13 +61,18 @@ class Run:
         """Of this run, those before a resumption included."""
         return time.time() - self.started
 
+    @property
+    def place(self):
+        """What comes next."""
+        return self.epoch, self.round, self.step
+
     def _find_state(self, resume):
         """The content of the checkpoint to go on from, None for a new run."""
-        there = [path for name in NETWORKS if (path := self.path / name).exists()]
-        if there and not resume:
-            raise InputError(f"--save_dir {self.path}: holds a run already; give another folder, or add --resume=auto "
-                             "to go on with that run")
-        paths = [path for path in there if path.name in NETWORKS[:2]] if resume in (None, "auto") else [resume]
+        there = [name for name in TRAINED if (self.path / name).exists()]
+        paths = [self.path / name for name in there if name in CHECKPOINTS] if resume in (None, "auto") else [resume]
+        if there and not (resume and paths):
+            raise InputError(f"--save_dir {self.path}: holds a run already; give another folder" + (
+                ", or add --resume=auto to go on with that run" if paths else ", its checkpoint is not there"))
         if not paths:
             return None
         try:
@@ -121,6 +129,8 @@ class Run:
     def end_epoch(self, learner):
         """The epoch is over: validation, a line of the log, the last and the best weights, a checkpoint."""
         learner.check()
+        if self.path and not (self.path / "checkpoint.pth").exists():
+            self.save()  # weights are never there without a checkpoint
         psnr = {}
         if self.validate and parallel.leader():
             with self.interruptible():
@@ -158,7 +168,7 @@ class Run:
             if newest.exists() and self.newest_is_good:
                 shutil.copyfile(newest, self.path / "checkpoint_previous.pth")  # at every moment one of them is whole
             save_atomically(content, newest)
-            self.saved, self.newest_is_good = time.time(), True
+            self.saved, self.saved_place, self.newest_is_good = time.time(), self.place, True
 
     def __enter__(self):
         parallel.wait()  # until all have read what the folder holds
@@ -168,25 +178,26 @@ class Run:
         return self
 
     def __exit__(self, kind, error, traceback):
-        if kind is Stopped and self.parts:
+        # Not where it was saved already: before the first step of a stage the student has grown since.
+        if kind is Stopped and self.parts and self.place != self.saved_place:
             self.save()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if kind is NotFinite:
             raise NotFinite(f"{error} at epoch {self.epoch}, round {self.round + 1}") from None
-        if kind is None:
-            parallel.wait()  # for the leader, which scores
-            self._stop(self.signal)
+        if kind is None:  # the leader scores, for which the others wait
+            self._stop(parallel.largest(self.signal))
 
     def _on_signal(self, number, frame):
         if self.signal == number == signal.SIGINT:
             os._exit(128 + number)  # asked twice: at once
         self.signal = number
-        self._stop(self.stop_at_once and number)
+        if self.stop_at_once:
+            self._stop(number)
 
     def _stop(self, number):
         if number:
-            raise Stopped(number, bool(self.parts))
+            raise Stopped(number, bool(self.parts or self.state))
 
     @contextmanager
     def interruptible(self):
@@ -194,7 +205,8 @@ class Run:
         stops alone."""
         self.stop_at_once = parallel.world() == 1
         try:
-            self._stop(self.stop_at_once and self.signal)
+            if self.stop_at_once:
+                self._stop(self.signal)
             yield
         finally:
             self.stop_at_once = False
@@ -212,4 +224,5 @@ def _read(path):
         return state
     except Exception as error:  # whatever a damaged file makes the reader stumble over
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: cannot be read as a checkpoint ({reason})") from None
+        raise InputError(f"{path}: cannot be read as a checkpoint ({reason}); give another --save_dir, or remove "
+                         "it") from None

@@ -167,8 +167,9 @@ def _unshift(weights, config, path):
     shift = {name: weights.pop(name).float() for name in [*weights] if re.match(r"(sub|add)_mean\.", name)}
     if shift:
         offset, one = shift.get("add_mean.bias", torch.zeros(0)), torch.eye(channels)[..., None, None]
-        if offset.shape != (channels,) or not _equal(shift, {
-                "sub_mean.weight": one, "sub_mean.bias": -offset, "add_mean.weight": one, "add_mean.bias": offset}):
+        usable = {"sub_mean.weight": one, "sub_mean.bias": -offset, "add_mean.weight": one, "add_mean.bias": offset}
+        if offset.shape != (channels,) or shift.keys() != usable.keys() or not all(
+                shift[name].shape == usable[name].shape and shift[name].allclose(usable[name]) for name in usable):
             raise InputError(f"{path}: sub_mean and add_mean do more than subtract one mean and add it again")
         high, guesses = offset[0].item() / DIV2K_MEAN[0], []
         if channels != 3 or not offset.allclose(high * torch.tensor(DIV2K_MEAN), rtol=1e-3) or high <= 0:

@@ -101,7 +101,9 @@ def test_espcn_is_distilled_resumed_and_scored(run, done, images, tiny_teacher, 
     ("self.layers(x)", "self.layers(x, 1)", "given (2, 3, 12, 16), ended with TypeError: .* (espcn.py, line HERE)"),
     ("def student", "def pupil", "student() ended with AttributeError"),
     ("PixelShuffle(3)", "PixelShuffle(1)", "makes (2, 27, 12, 16) of (2, 3, 12, 16), expected (2, 3, 36, 48)"),
-    ("self.layers(x)", "(x,) if self.training else self.layers(x)", "makes tuple of (2, 3, 12, 16) in training")])
+    ("self.layers(x)", "(x,) if self.training else self.layers(x)", "makes tuple of (2, 3, 12, 16) in training"),
+    ("self.layers(x)", "self.layers(x).detach().numpy()", "makes ndarray of (2, 3, 12, 16), expected (2, 3, 36, 48)"),
+    ("self.layers(x)", "self.layers[0](x).tanh_().mul_(0).sum() + self.layers(x)", "learning, ended with RuntimeError")])
 def test_a_file_that_cannot_serve_is_refused(tmp_path, old, new, words):
     words = words.replace("HERE", str(ESPCN[:ESPCN.index(old)].count("\n") + 1))
     pattern = "^--model .*espcn.py: [^\n]*" + re.escape(words).replace(r"\.\*", ".*") + "[^\n]*$"
@@ -120,7 +122,7 @@ def test_an_odd_file_runs_once_and_what_it_trained_loads(tmp_path, monkeypatch):
     teacher, student = custom_network(tmp_path / "odd.py", "teacher"), custom_network(path, "student")
     assert type(teacher) is type(student) and importlib.import_module("models") is models
     assert (teacher.module[0].out_channels, student.module[0].out_channels) == (8, 4)
-    check_learns(student, path)
+    check_learns(custom_network(path, "student"), path)
     assert student.module[1].num_batches_tracked == student.module[1].running_mean.count_nonzero() == 0
     student.train()(torch.rand(2, 3, 8, 8))
     save_model(student, tmp_path / "student.pth")

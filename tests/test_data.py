@@ -172,7 +172,9 @@ def test_scores_are_those_of_their_set_and_scale(images):
     model, threads = VDSR(1, 2), torch.get_num_threads()
     first, second = set_paths(images, "Set5")
     sets = {"one": [first] * 12, "two": [first, second, second] * 4}
-    found = Benchmarks(sets, (2, 3), torch.device("cpu")).scores({"m": model})
+    benchmarks = Benchmarks(sets, (2, 3), torch.device("cpu"))
+    found = benchmarks.scores({"m": model})
+    shown = {name: image for name, _, image, _ in benchmarks.examples({"m": model})}
     for name, paths in sets.items():
         for scale in (2, 3):
             pairs = [prepare(read_image(path), scale) for path in paths]
@@ -182,6 +184,8 @@ def test_scores_are_those_of_their_set_and_scale(images):
                 rows = [score(output, pair.hr, scale) for output, pair in zip(outputs[label], pairs)]
                 means = {metric: np.mean([row[metric] for row in rows]) for metric in ("psnr", "ssim")}
                 assert found[name][str(scale)][label] == pytest.approx(means, abs=1e-9)
+                if (scale, label) == (3, "bicubic"):  # the hardest image is shown
+                    assert shown[name] == paths[np.argmin([row["psnr"] for row in rows])].stem
     validation = Benchmarks({"two": sets["two"]}, (2, 3), torch.device("cpu"))
     assert validation.psnr(model) == {scale: row["m"]["psnr"] for scale, row in found["two"].items()}
     assert torch.get_num_threads() == threads

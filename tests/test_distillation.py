@@ -7,13 +7,15 @@ import torch
 
 import distillation
 from bicubic import imresize
-from data.sources import network_input, noise_source
+from data.sources import Bank, network_input, noise_source
 from distillation import (Settings, choose_scale, distil, generator_losses, generator_step, labelled, make_generators,
                           make_source, parse_arguments, settle, stage)
 from engine.graphs import eager
 from engine.learner import Learner, distance, make_optimizer, train_step
+from engine.log import Log
 from engine.run import Run
 from models import EDSR, VDSR, Generator
+from models.load import load_model
 from tests.helpers import PAPERS
 from utils import fingerprint
 
@@ -130,6 +132,14 @@ def test_a_student_learns_its_teacher():
     assert scored[1] < scored[0] < 0.8 * before
 
 
+def test_the_best_weights_are_kept(tmp_path):
+    (teacher, student), psnr, seen = networks(), iter((30.0, 31.0, 29.0)), []
+    run = Run(Log(tmp_path), epochs=3, validate=lambda s, _: seen.append(fingerprint(s)) or {"2": next(psnr)})
+    with run:
+        distil(teacher, student, images, Settings(nEpochs=3, iter=1, stu_step=1, batchSize=2), run=run)
+    assert [fingerprint(load_model(tmp_path / f"model_{name}.pth")) for name in ("best", "last")] == seen[1:]
+
+
 def test_rounds_alternate_student_and_generator_steps(logged, monkeypatch, tmp_path):
     """Of the scale drawn, whose generator alone moves; the run has the rounds' mean losses. distil leaves no files."""
     monkeypatch.chdir(tmp_path)
@@ -206,6 +216,7 @@ def test_recipes_are_defaults_that_flags_override():
     assert (demo.source, demo.nEpochs, demo.val_dataset) == ("dead_leaves", 3, "skimage")
     banks = {flags: arguments(*flags).bank for flags in ((), ("--demo",), ("--demo", "--source=generator"))}
     assert [*banks.values()] == [0, demo.iter * demo.stu_step * 2 // 4, 0]
+    assert arguments("--recipe=fast", "--batchSize=128", "--iter=120").bank == Bank.MOST
     assert arguments("--demo").resume == "auto" and parse_arguments(["--demo", "--recipe=paper"]).source == "generator"
     args = parse_arguments([])
     assert vars(args) == vars(parse_arguments(PAPERS)) == vars(parse_arguments(["--recipe=paper"]))

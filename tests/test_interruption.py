@@ -12,7 +12,7 @@ import distillation
 import train_teacher
 import utils
 from engine.run import Run
-from models import EDSR
+from models import EDSR, VDSR
 from models.load import load_model
 from tests.helpers import (assert_refused, assert_same_run, contents, die_at, finish, outcome, read, start,
                            teacher_flags, tiny_flags)
@@ -73,16 +73,20 @@ def flags(images, tiny_teacher):
 def test_a_signal_ends_the_run_in_one_line(run, done, monkeypatch, flags, tmp_path, number, code):
     """After the step while it trains, at once while it scores."""
     flags, advance = (*flags, "--nEpochs=1", "--resume=auto"), Run.advance
-    for place in ((Run, "advance", lambda *place: signal.raise_signal(number) or advance(*place)),
+    for place in ((distillation, "first_student", lambda *_: signal.raise_signal(number)),
+                  (Run, "advance", lambda *place: signal.raise_signal(number) or advance(*place)),
+                  (distillation, "label", lambda *_: signal.raise_signal(number)),
                   (distillation.Benchmarks, "scores", lambda *_, **__: signal.raise_signal(number))):
         with monkeypatch.context() as patch:
             patch.setattr(*place)
             stopped = run(distillation, *flags)
         assert stopped.returncode == code and len(stopped.stderr.splitlines()) == 1
-        assert "stopped by" in stopped.stderr and "--resume=auto" in stopped.stderr
+        assert "stopped by" in stopped.stderr
+        assert ("--resume=auto" in stopped.stderr) == (place[1] != "first_student")
         assert not (tmp_path / "run/results.json").exists()
     done(distillation, *flags)
-    assert read(tmp_path / "run")[0]["student_steps"] == 4
+    results = read(tmp_path / "run")[0]
+    assert (results["student_steps"], results["images"]) == (4, 8)
     codes = []
     monkeypatch.setattr(os, "_exit", codes.append)  # a second interrupt ends at once
     with pytest.raises(utils.Stopped), Run():
@@ -90,6 +94,28 @@ def test_a_signal_ends_the_run_in_one_line(run, done, monkeypatch, flags, tmp_pa
         assert codes == []
         signal.raise_signal(signal.SIGINT)
         assert codes == [130] * (number == signal.SIGINT)
+
+
+def test_a_signal_between_stages(run, done, monkeypatch, flags, tmp_path):
+    """The student has grown, and no step was made: resumed it grows again."""
+    flags, grow = (*flags, *STAGES.split()), VDSR.grow
+    done(distillation, *flags, "--save_dir=whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(VDSR, "grow", lambda *args: grow(*args) or signal.raise_signal(signal.SIGTERM))
+        assert run(distillation, *flags).returncode == 143
+    done(distillation, *flags, "--resume=auto")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_when_checkpoints_are_written(done, monkeypatch, flags):
+    """After every epoch, and before its weights where there is none; by --checkpoint_every after steps, too."""
+    places, save = [], Run.save
+    monkeypatch.setattr(Run, "save", lambda self: places.append(self.place) or save(self))
+    done(distillation, *flags)
+    assert places == [(1, 2, 0), (2, 0, 0), (3, 0, 0)]
+    places.clear()
+    done(distillation, *flags, "--save_dir=often", "--checkpoint_every=1e-9", "--nEpochs=1")
+    assert places == [(1, 0, 1), (1, 0, 2), (1, 1, 0), (1, 1, 1), (1, 1, 2), (1, 2, 0), (2, 0, 0)]
 
 
 def test_auto_falls_back_to_the_checkpoint_before(run, done, flags, tmp_path):
@@ -135,16 +161,18 @@ def test_a_run_goes_on_in_its_folder_with_its_settings(run, done, images, tiny_t
     utils.save_model(model, tmp_path / "other.pth")
     before = contents(tmp_path)
     for more in ("--resume=auto", checkpoint):
-        assert_refused(run(distillation, *flags, "--lr=0.5", "--latent=5", more), "run: was left by other settings; "
-                       "give another --save_dir", "lr was 0.1, is 0.5", "latent was 4, is 5")
+        assert_refused(run(distillation, *flags, "--lr=0.5", "--seed=2", more), "run: was left by other settings; "
+                       "give another --save_dir", "lr was 0.1, is 0.5", "seed was 1, is 2")
     for words, script, *more in (
             ("script was distillation, is train_teacher", train_teacher, *teacher_flags(images), "--save_dir=run",
              "--resume=auto"),
             ("teacher was", distillation, *flags, "--pretrained=other.pth", "--resume=auto"),
             ("its own folder", distillation, *flags, checkpoint, "--save_dir=b"),
             ("holds a run already; give another folder, or add --resume=auto", distillation, *flags),
-            ("give another folder", distillation, *flags, "--test_only", "--student", tiny_teacher),
-            ("is a file of the run itself", distillation, *flags, "--output=run/model_best.pth"),
+            ("give --test_only another folder", distillation, *flags, "--test_only", "--student", tiny_teacher),
+            ("is a file of the run itself", distillation, *flags, "--output=run/results.json"),
+            ("--output run: is a folder", distillation, *flags, "--output=run"),
+            ("is what --model names", distillation, *flags, "--model=other.pth", "--output=other.pth"),
             ("is what --pretrained names", distillation, *flags, "--output", tiny_teacher)):
         assert_refused(run(script, *more), words)
     assert contents(tmp_path) == before
@@ -157,7 +185,8 @@ def test_a_run_goes_on_in_its_folder_with_its_settings(run, done, images, tiny_t
     (folder / "checkpoint.pth").unlink()
     assert_refused(run(distillation, *flags, "--lr=0.5", "--resume=auto"), "lr was 0.1")  # by the one before
     (folder / "checkpoint_previous.pth").unlink()
-    assert_refused(run(distillation, *flags), "holds a run already")  # its weights alone, too
+    for more in ([], ["--resume=auto"]):  # its weights alone, too
+        assert_refused(run(distillation, *flags, *more), "holds a run already; give another folder, its checkpoint is")
 
 
 @pytest.mark.parametrize("script, call", [(train_teacher, 4), (distillation, 14)])

@@ -66,3 +66,11 @@ def test_how_one_of_several_processes_ends(monkeypatch, capsys, processes, error
         run_script(main, None)
     assert ended == ends
     assert ("Traceback" in capsys.readouterr().err) == isinstance(error, ZeroDivisionError)
+
+
+def test_every_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch):
+    for several, device in (("1", "cuda:66"), ("2", "cuda:77")):
+        for name, value in (("WORLD_SIZE", several), ("LOCAL_RANK", "77")):
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=f"--device {device}: not usable here"):
+            utils.choose_device("cuda:66")
