@@ -33,8 +33,8 @@ class Run:
     epochs: how many in all. batch: images a step. every: minutes between checkpoints. validate(network, epoch):
     {scale: PSNR} after an epoch. Raises InputError on a checkpoint that cannot serve, or a folder that holds a run.
 
-    Nothing is written before it is entered as a context manager, then by the leader; SIGINT and SIGTERM then end it
-    after the step (where it is interruptible at once, of several processes after the round), with a checkpoint.
+    Nothing is written before it is entered as a context manager, then by the leader. From then on SIGINT and SIGTERM
+    end it with a checkpoint: after the step, of several processes after the round.
     """
 
     def __init__(self, log=None, settings=None, config=None, resume=None, *, epochs=1, first_epoch=1, batch=1,
@@ -201,8 +201,7 @@ class Run:
 
     @contextmanager
     def interruptible(self):
-        """While nothing learns (scoring, say), a signal need not wait for a step's end; of several processes none
-        stops alone."""
+        """While nothing learns (scoring, say), a signal ends a run at once, but for one of several processes."""
         self.stop_at_once = parallel.world() == 1
         try:
             if self.stop_at_once:
