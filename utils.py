@@ -160,6 +160,8 @@ def choose_device(name):
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun's: a GPU for each process
         name = f"cuda:{os.environ['LOCAL_RANK']}"
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise InputError(f"--nproc_per_node: more processes than the {torch.cuda.device_count()} GPUs here")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()

@@ -143,14 +143,15 @@ class Benchmarks:
         self.middle_scale = scales[len(scales) // 2]
         self.sets = {name: [(path, read_image(path)) for path in paths] for name, paths in sets.items()}
         self.images = [image for images in self.sets.values() for image in images]
+        self.prepared = {}
         smallest = SSIM_WINDOW + 3 * max(scales)
         for path, rgb in self.images:
             if min(rgb.shape[:2]) < smallest:
                 raise InputError(f"{path}: {rgb.shape[1]}x{rgb.shape[0]} is too small to score at x{max(scales)}; "
                                  f"the least is {smallest}x{smallest}")
 
-    def scores(self, networks, ssim=True):
-        """Mean scores {set: {scale: {label: {"psnr", "ssim" if wanted}}}} of networks {label: model}, and of "bicubic".
+    def scores(self, networks):
+        """Mean scores {set: {scale: {label: {"psnr", "ssim"}}}} of networks {label: model}, and of "bicubic".
 
         Threads prepare and score the images while the networks run.
         """
@@ -164,7 +165,7 @@ class Benchmarks:
             ahead = deque(islice(pairs, WORKERS))
             for name, scale, _ in tqdm(tasks, desc="scoring", unit="image", leave=False, disable=None):
                 pair = ahead.popleft().result()
-                rows[name, scale].append(pool.submit(score_all, self._outputs(networks, pair), pair.hr, scale, ssim))
+                rows[name, scale].append(pool.submit(score_all, self._outputs(networks, pair), pair.hr, scale))
                 ahead.extend(islice(pairs, 1))
         torch.set_num_threads(threads)
         rows = {place: [row.result() for row in found] for place, found in rows.items()}
@@ -173,9 +174,13 @@ class Benchmarks:
         return {name: {str(scale): _mean(rows[name, scale]) for scale in self.scales} for name in self.sets}
 
     def psnr(self, model):
-        """{scale: PSNR in dB} of one network, the mean over the images of the one set."""
-        [by_scale] = self.scores({"network": model}, ssim=False).values()
-        return {scale: row["network"]["psnr"] for scale, row in by_scale.items()}
+        """{scale: mean PSNR in dB} of one network over all images, which stay prepared for the next epoch."""
+        if not self.prepared:
+            self.prepared = {scale: [prepare(rgb, scale, model.channels, path) for path, rgb in self.images]
+                             for scale in self.scales}
+        return {str(scale): float(np.mean([
+            score(upscale(model, pair, self.device), pair.hr, scale, ssim=False)["psnr"] for pair in pairs]))
+            for scale, pairs in self.prepared.items()}
 
     def one_image(self, model):
         """PSNR in dB of the network and of bicubic on the smallest image at the middle scale."""

@@ -87,12 +87,12 @@ def find(part, origin, scratch, opened):
                 return folder
 
 
-def fetch_images(place, parts, *homes):
-    """Make the folder `place` whole, of the homes that find() takes. Returns what is missing, in words, or None."""
+def fetch_images(place, parts, origin, scratch, opened):
+    """Make the folder `place` whole; the rest as of find(). Returns what is missing, in words, or None."""
     whole, beside = parts[0][0], place.with_name(f"{place.name}.incomplete")
     if place.exists() and any(place.iterdir()):
         return f"{place} (holds {len(list_images(place))} of {whole} images; move it away first)"
-    for folder in filter(None, (find(part, *homes) for part in parts)):
+    for folder in filter(None, (find(part, origin, scratch, opened) for part in parts)):
         lr, lr_place = folder.with_name("LR_bicubic"), place.with_name("LR_bicubic")
         if folder.name == "HR" and lr.is_dir() and not lr_place.exists():
             lr_beside = shutil.copytree(lr, place.with_name("LR_bicubic.incomplete"), dirs_exist_ok=True)

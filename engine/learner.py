@@ -100,8 +100,8 @@ def make_optimizer(network, name, lr=None, momentum=0.9, weight_decay=None):
     weight_decay = WEIGHT_DECAY[name] if weight_decay is None else weight_decay
     if name == "muon":  # for every convolution kernel but the first and the last
         kernels = [weight for weight in weights if weight.dim() == 4][1:-1]
-        others = [weight for weight in weights if weight not in set(kernels)]
-        return Muon(kernels, others, lr, weight_decay=weight_decay)
+        among = set(kernels)
+        return Muon(kernels, [weight for weight in weights if weight not in among], lr, weight_decay=weight_decay)
     fused = weights[0].device.type in ("cpu", "cuda")
     if name == "adam":
         # Its first steps run unrecorded, of which PyTorch warns.
@@ -127,7 +127,7 @@ class Learner:
         parallel.make_equal(network)
         self.weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         self.device = self.weights[0].device
-        self.failure = torch.zeros(2, device=self.device)  # loss and gradient's norm where not both were finite
+        self.failure = torch.zeros(2, device=self.device)  # the first loss and gradient's norm that are not both finite
         # Summed losses have large gradients, which overflow fp16 in the first steps unless the scale begins small. In
         # other precisions it stays 1, and the scaler only keeps what is not finite from the weights.
         scale, steps, least = (2.0**-8, 100, 2.0**-24) if precision == "fp16" else (1.0, 2**31 - 1, 1.0)
@@ -151,10 +151,11 @@ class Learner:
         next(weight.grad for weight in self.weights if weight.grad is not None).add_(0 * loss)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.clip)
-        # What is not finite is remembered; of an fp16 gradient, once its scale is no excuse.
+        # Remembered is the first loss or gradient that is not finite; of an fp16 gradient, once its scale is no excuse.
         small = self.scaler.scale(torch.ones((), device=self.device)) <= self.least_scale
         failed = ~torch.isfinite(loss) | (~torch.isfinite(norm) & small)
-        self.failure.copy_(torch.where(failed, torch.stack((loss, norm)), self.failure))
+        first = failed & self.failure.isfinite().all()
+        self.failure.copy_(torch.where(first, torch.stack((loss, norm)), self.failure))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if not loss.is_cuda:

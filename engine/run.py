@@ -18,10 +18,10 @@ from tqdm import tqdm, trange
 from engine import parallel
 from utils import InputError, NotFinite, Stopped, save_atomically, save_json, save_model
 
-# What a checkpoint says of where the run is: what comes next, steps made, best and last PSNR, the epoch's losses.
-PLACE = ("epoch", "round", "step", "steps", "best", "psnr", "sums")
-KEPT = (*PLACE, "seconds", "settings")
-CHECKPOINTS = ("checkpoint.pth", "checkpoint_previous.pth")
+# What a resumed run takes over: what comes next, steps made, best and last PSNR, the epoch's losses.
+RESTORED = ("epoch", "round", "step", "steps", "best", "psnr", "sums")
+KEPT = (*RESTORED, "seconds", "settings")  # of a run, in its checkpoint
+CHECKPOINTS = ("checkpoint.pth", "checkpoint_previous.pth")  # the newest, the one before
 TRAINED = (*CHECKPOINTS, "model_best.pth", "model_last.pth")  # what a run's folder is known by
 
 
@@ -49,7 +49,7 @@ class Run:
         self.signal, self.stop_at_once, self.parts, self.newest_is_good = 0, False, {}, True
         self.state = self._find_state(resume) if log else None
         if self.state:
-            for name in PLACE:
+            for name in RESTORED:
                 setattr(self, name, self.state[name])
             self.saved_place = self.place
             self.started -= self.state["seconds"]
@@ -164,9 +164,13 @@ class Run:
             content = {name: getattr(self, name) for name in KEPT}
             content["parts"] = {name: part.state_dict() for name, part in self.parts.items()}
             content["random"] = torch.get_rng_state()
-            newest = self.path / "checkpoint.pth"
+            newest, previous = (self.path / name for name in CHECKPOINTS)
             if newest.exists() and self.newest_is_good:
-                shutil.copyfile(newest, self.path / "checkpoint_previous.pth")  # at every moment one of them is whole
+                previous.unlink(missing_ok=True)
+                try:
+                    os.link(newest, previous)  # until the next line replaces it, both are the newest
+                except OSError:  # a file system without links
+                    shutil.copyfile(newest, previous)
             save_atomically(content, newest)
             self.saved, self.saved_place, self.newest_is_good = time.time(), self.place, True
 

@@ -83,7 +83,7 @@ def curves(epochs):
     numbers = [entry["epoch"] for entry in epochs]
     losses = [name for name in LOSSES if any(name in entry for entry in epochs)]
     figure = new_figure()
-    panels = figure.subplot_mosaic([[name, "psnr"] for name in losses], sharex=True)
+    panels = figure.subplot_mosaic([[name, "psnr"] for name in losses] or [["psnr"]], sharex=True)
     for name in losses:
         values = [entry.get(name, math.nan) for entry in epochs]
         panels[name].plot(numbers, values, ".-")
@@ -92,7 +92,8 @@ def curves(epochs):
     for scale in sorted({scale for entry in epochs for scale in entry["psnr"]}):
         values = [entry["psnr"].get(scale, math.nan) for entry in epochs]
         psnr.plot(numbers, values, ".-", label=f"x{scale}  {values[-1]:.2f} dB")
-    psnr.legend()
+    if psnr.lines:
+        psnr.legend()
     psnr.set_ylabel("validation PSNR (dB)")
     psnr.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     figure.supxlabel("epoch")
@@ -117,7 +118,9 @@ def psnr_minutes(folders, labels=None):
         with open_json(Path(folder) / "config.json") as config:
             source, start = config.get("source", "folder"), config.get("student_init", "random")
             place = config.get("val_dataset") or "the validation set"
-        epochs = read_metrics(folder)
+        epochs = [entry for entry in read_metrics(folder) if entry["psnr"]]
+        if not epochs:
+            raise InputError(f"{folder}: its metrics.jsonl lacks PSNR")
         place = ", ".join([place, *(f"x{scale}" for scale in sorted(epochs[-1]["psnr"]))])
         first = first or place
         if place != first:

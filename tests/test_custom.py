@@ -103,7 +103,7 @@ def test_espcn_is_distilled_resumed_and_scored(run, done, images, tiny_teacher, 
     ("PixelShuffle(3)", "PixelShuffle(1)", "makes (2, 27, 12, 16) of (2, 3, 12, 16), expected (2, 3, 36, 48)"),
     ("self.layers(x)", "(x,) if self.training else self.layers(x)", "makes tuple of (2, 3, 12, 16) in training"),
     ("self.layers(x)", "self.layers(x).detach().numpy()", "makes ndarray of (2, 3, 12, 16), expected (2, 3, 36, 48)"),
-    ("self.layers(x)", "self.layers[0](x).tanh_().mul_(0).sum() + self.layers(x)", "learning, ended with RuntimeError")])
+    ("self.layers(x)", "self.layers(x) + self.layers[0](x).tanh_().mul_(0).sum()", "learning, ended with RuntimeEr")])
 def test_a_file_that_cannot_serve_is_refused(tmp_path, old, new, words):
     words = words.replace("HERE", str(ESPCN[:ESPCN.index(old)].count("\n") + 1))
     pattern = "^--model .*espcn.py: [^\n]*" + re.escape(words).replace(r"\.\*", ".*") + "[^\n]*$"

@@ -29,14 +29,18 @@ def zipped(files):
     return buffer.getvalue()
 
 
-def tarred(files):
-    """A tar of {path: bytes}."""
+def tarred(files, link=None):
+    """A tar of {path: bytes}, and of a symbolic link (path, target)."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as file:
         for path, content in files.items():
             member = tarfile.TarInfo(path)
             member.size = len(content)
             file.addfile(member, io.BytesIO(content))
+        if link:
+            member = tarfile.TarInfo(link[0])
+            member.type, member.linkname = tarfile.SYMTYPE, link[1]
+            file.addfile(member)
     return buffer.getvalue()
 
 
@@ -160,6 +164,8 @@ def test_what_is_in_a_folders_place(run, tmp_path, home):
 BROKEN = {"a web page": b"<html>404</html>", "half a zip": zipped(TRAIN)[:9000], "half a tar": tarred(TRAIN)[:9000],
     "a damaged byte": zipped(TRAIN).replace(b"291/{}.bmp 7", b"291/{}.bmp 8", 1),
     "up": tarred(TRAIN | {"../../up.png": b""}), "up, zipped": zipped({"../../up.png": b""}),
+    "a link out": tarred(TRAIN, link=("train_data/291/link.bmp", "/etc/passwd")),
+    "an image less": zipped(dict(list(TRAIN.items())[1:])),
     "an image more": zipped(TRAIN | {"train_data/291/a.png": b""})}
 
 

@@ -96,7 +96,10 @@ def test_runs_by_minutes(tmp_path):
                             "29.50 dB  c (folder, random start)"]  # the best first
     call(plots, a, b, "--labels", "one", "two", "--output", tmp_path / "psnr.png")
     assert Image.open(tmp_path / "psnr.png").size == (1200, 600)
-    for folder, labels, reason in ((leave(tmp_path / "d", 1), None, "was validated on the validation set, x2, x4"),
+    silent = leave(tmp_path / "f", 1, val_dataset="held_out")
+    (silent / "metrics.jsonl").write_text('{"epoch": 1, "loss": 1.0}')
+    for folder, labels, reason in ((silent, None, "f: its metrics.jsonl lacks PSNR"),
+                                   (leave(tmp_path / "d", 1), None, "was validated on the validation set, x2, x4"),
                                    (tmp_path / "e", None, "No such .*e/config.json"), (b, ["one"], "1 for 2 runs")):
         with pytest.raises((InputError, OSError), match=reason):
             plots.psnr_minutes([a, folder], labels)

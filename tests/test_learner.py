@@ -175,6 +175,7 @@ def test_a_gradient_that_is_not_finite_is_told(monkeypatch):
         patch.setattr(Learner, "check", lambda self: None)
         learner.step(7 + (weight - weight.detach()).sqrt().sum())
         learner.step(weight.sum())
+        learner.step(math.nan * weight.sum())  # the first is told
     for ask in (learner.check, learner.state_dict):  # what is not finite is not saved either
         with pytest.raises(NotFinite, match="the sum is 7, its gradient's norm inf"):
             ask()
@@ -228,6 +229,18 @@ def test_steps_in_half_precision_follow_those_in_single(name, precision):
 def test_best_precision(device, has_bf16, best, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16, raising=False)
     assert best_precision(torch.device(device)) == best
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_learners_state_goes_on_where_it_was(name, precision):
+    """Six steps, or three and, by a new learner with the state, three."""
+    whole, part, resumed = (new_learner(name, precision) for _ in range(3))
+    take_steps(whole, 6)
+    take_steps(part, 3)
+    resumed.load_state_dict(copy.deepcopy(part.state_dict()))
+    take_steps(resumed, 3, first=3)
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("first, then", [("fp32", "fp16"), ("fp16", "bf16")])

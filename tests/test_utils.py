@@ -69,8 +69,8 @@ def test_how_one_of_several_processes_ends(monkeypatch, capsys, processes, error
 
 
 def test_every_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch):
-    for several, device in (("1", "cuda:66"), ("2", "cuda:77")):
+    for several, words in (("1", "--device cuda:66: not usable here"), ("2", "more processes than the .* GPUs here")):
         for name, value in (("WORLD_SIZE", several), ("LOCAL_RANK", "77")):
             monkeypatch.setenv(name, value)
-        with pytest.raises(InputError, match=f"--device {device}: not usable here"):
+        with pytest.raises(InputError, match=words):
             utils.choose_device("cuda:66")

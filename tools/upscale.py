@@ -139,6 +139,8 @@ def main(args):
     if more:
         raise InputError(f"--scale 0: {args.student} upscales by {', '.join(map(str, scales))}; say by which")
     Path(args.to).mkdir(parents=True, exist_ok=True)
+    if not os.access(args.to, os.W_OK):
+        raise InputError(f"--to {args.to}: cannot be written to")
     for output, path in tqdm(outputs.items(), desc=f"x{scale}", unit="image", leave=False, disable=None):
         try:
             image, content = open_image(path), io.BytesIO()
