@@ -38,7 +38,7 @@ def bicubic(tmp_path):
 
 def test_every_kind_of_image_keeps_its_kind(run, bicubic, tmp_path, monkeypatch):
     """A folder of them, with what macOS leaves beside, and one of another folder, by a network that changes nothing."""
-    monkeypatch.setattr(upscale, "_BAND", 1)
+    monkeypatch.setattr(upscale, "_TILE", 1)
     (tmp_path / "in").mkdir()
     rgb = Image.fromarray(resized(pixels(5, 6), 2))
     modes = {"L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA", "P": "RGB", "1": "L", "CMYK": "RGB"}

@@ -1,4 +1,4 @@
-"""Upscaling images by a student: colours, alpha, depth, bands without seams, memory."""
+"""Upscaling images by a student: colours, alpha, depth, tiles without seams, memory."""
 
 import numpy as np
 import pytest
@@ -32,8 +32,8 @@ def upscaled(model, image, scale):
 
 
 @pytest.fixture
-def bands(monkeypatch):
-    """The shapes of the bands, with what is around them, that go through the network."""
+def tiles(monkeypatch):
+    """The shapes of the tiles, with what is around them, that go through the network."""
     shapes = []
     monkeypatch.setattr("tools.upscale.upscale_pixels", lambda model, pixels, *rest: (
         shapes.append(pixels.shape) or upscale_pixels(model, pixels, *rest)))
@@ -103,7 +103,7 @@ def test_self_ensemble_upscales_the_eight_flips_and_turns():
 
 
 @pytest.mark.parametrize("make, scale", [(VDSR, 2), (VDSR, 3), (VDSR, 4), (EDSR, 2), (EDSR, 3), (EDSR, 4)])
-def test_bands_show_no_seam(monkeypatch, bands, make, scale):
+def test_tiles_show_no_seam(monkeypatch, tiles, make, scale):
     """With weights near those of a mean, by which the borders of the receptive field count; in 16 bits."""
     model = VDSR(2, 4) if make is VDSR else EDSR(1, 4, scale=scale)
     for conv in (module for module in model.modules() if isinstance(module, nn.Conv2d)):
@@ -111,24 +111,24 @@ def test_bands_show_no_seam(monkeypatch, bands, make, scale):
     image = pixels(59, 41, 1, np.uint16)[..., 0] // 4 + (10000 if make is VDSR else 30000)
     expected = upscaled(model, image, scale)
     assert expected.std() > 100 and ((expected > 0) & (expected < 65535)).mean() > 0.5
-    monkeypatch.setattr("tools.upscale._BAND", 1)
-    assert np.abs(upscaled(model, image, scale).astype(int) - expected).max() <= 1 and len(bands) > 4
+    monkeypatch.setattr("tools.upscale._TILE", 1)
+    assert np.abs(upscaled(model, image, scale).astype(int) - expected).max() <= 1 and len(tiles) > 4
 
 
-def test_how_large_bands_are(monkeypatch, bands):
+def test_how_large_tiles_are(monkeypatch, tiles):
     """Those of a clear image show no seam either; there is but one where the network does not say its reach."""
-    image = pixels(200, 40, 4)
+    image = pixels(200, 90, 4)
     image[20:180, :, 3] = 0
     expected = upscaled(Nearest(4, 3), image, 4)
-    monkeypatch.setattr("tools.upscale._BAND", 8000)
+    monkeypatch.setattr("tools.upscale._TILE", 80**2)
     np.testing.assert_array_equal(upscaled(Nearest(4, 3), image, 4), expected)
-    bands.clear()
+    tiles.clear()
     upscaled(Nearest(4, 3), image[..., :3], 4)
-    assert len(bands) > 20 and all(rows < 16 for _, rows, _ in bands)
+    assert len(tiles) == 13 * 6 and all(max(rows, columns) <= 20 for _, rows, columns in tiles)
     monkeypatch.delattr(Nearest, "reach")
-    bands.clear()
+    tiles.clear()
     upscaled(Nearest(4, 3), image, 4)
-    assert bands == [(4, 200, 40)]
+    assert tiles == [(4, 200, 90)]
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])

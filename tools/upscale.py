@@ -23,9 +23,10 @@ from data.benchmark import choose_scales, run_network
 from data.images import EXTENSIONS, list_images, luma, open_image
 from engine.options import Parser, positive, threads
 from models.pair import load_network
+from models.tiles import tiled
 from utils import InputError, choose_device, run_script, write_atomically
 
-_BAND = 2**23  # output pixels of a band with its halo; each takes about a dozen floats
+_TILE = 2**22  # output pixels of a tile with its halo; each takes about a dozen floats
 _SPREAD = 32  # how far colours spread under alpha 0, in input pixels: farther than networks look with any weight
 
 
@@ -73,22 +74,22 @@ def upscale_pixels(model, pixels, scale, ensemble=False):
 
 
 def upscale_image(model, image, scale, device, ensemble=False):
-    """The Pillow image (see open_image) upscaled in bands of rows, so that only a band is ever in floating point."""
-    radius = getattr(model, "reach", scale * image.height)  # where a network does not say it, all is one band
-    halo = math.ceil(radius / (scale if model.upscaled_input else 1)) + 2  # 2 for bicubic
-    halo += _SPREAD * image.mode.endswith("A")
-    rows = max(_BAND // (image.width * scale**2) - 2 * halo, halo)
-    dtype, mode = (np.uint16, "I;16") if image.mode.startswith("I") else (np.uint8, image.mode)
-    peak, result = np.iinfo(dtype).max, Image.new(mode, (scale * image.width, scale * image.height))
-    for top in tqdm(range(0, image.height, rows), desc="bands", unit="", leave=False, disable=None):
-        above, bottom = max(top - halo, 0), min(top + rows, image.height)
-        pixels = np.array(image.crop((0, above, image.width, min(bottom + halo, image.height))))
-        x = torch.from_numpy(np.atleast_3d(pixels).astype(np.float32)).movedim(-1, 0)
-        y = upscale_pixels(model, x.to(device) / peak, scale, ensemble)
-        y = (peak * y[:, (top - above) * scale:(bottom - above) * scale].clamp(0, 1)).round()
-        band = y.movedim(0, -1).cpu().numpy().astype(dtype)
-        result.paste(Image.fromarray(band.reshape(*band.shape[:2], *pixels.shape[2:])), (0, top * scale))
-    return result
+    """The Pillow image (see open_image) upscaled in tiles, so that only a tile is ever in floating point."""
+    dtype, held = (np.uint16, np.int32) if image.mode.startswith("I") else (np.uint8, np.uint8)  # held: torch has it
+    x, peak = torch.from_numpy(np.atleast_3d(image).astype(held)).movedim(-1, 0), np.iinfo(dtype).max
+    halo = 2 + _SPREAD * image.mode.endswith("A")  # 2 for bicubic
+    halo += math.ceil(getattr(model, "reach", 0) / (scale if model.upscaled_input else 1))
+    side = max(math.isqrt(_TILE) // scale - 2 * halo, 16) if hasattr(model, "reach") else max(image.size)
+    tiles = math.ceil(image.height / side) * math.ceil(image.width / side)
+
+    def quantised(tile):
+        y = peak * upscale_pixels(model, tile.to(device) / peak, scale, ensemble).clamp(0, 1)
+        progress.update()
+        return y.round().to(x.dtype).cpu()
+
+    with tqdm(total=tiles, desc="tiles", unit="", leave=False, disable=None) as progress:
+        y = tiled(quantised, x, scale, halo, side).movedim(0, -1).numpy()
+    return Image.fromarray((y if y.shape[-1] > 1 else y[..., 0]).astype(dtype, copy=False))
 
 
 def choose_files(names, folder):
