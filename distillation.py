@@ -26,8 +26,8 @@ from data.sources import Bank, dead_leaves_source, folder_source, lr_size, netwo
 from engine import parallel
 from engine.graphs import eager, recorder
 from engine.learner import Learner, autocast, decay, distance, make_optimizer, train_step
-from engine.options import (Parser, add_shared_flags, count, open_run, positive, set_up_device, settle_shared_flags,
-                            weight, whole)
+from engine.options import (Parser, add_shared_flags, count, open_run, positive, set_up, settle_shared_flags, weight,
+                            whole)
 from engine.run import Run
 from figure.pictures import save_comparison, save_epoch_samples, save_sample_sheet
 from figure.plots import save_curves
@@ -83,7 +83,6 @@ def parse_arguments(argv=None):
         help="round resized images in the generator's losses as the reference does, which cuts their gradient")
     add("--inc_num", type=int, choices=(18, 9, 6, 3, 2, 1), default=1, help="progressive stages")
     add("--inc_step", type=whole, default=0, help="epochs a stage")
-    add("--grow_init", choices=("random", "identity"), default="random", help="how added blocks start")
     given = parser.parse_known_args([flag for flag in (sys.argv[1:] if argv is None else argv)
                                      if flag not in ("-h", "--help")])[0]  # whose text is to show the recipe's defaults
     recipe = given.recipe or ("fast" if given.demo else "paper")
@@ -118,7 +117,6 @@ class Settings:
     rounded: bool = False
     inc_num: int = 1
     inc_step: int = 0
-    grow_init: str = "random"
     precision: str = "fp32"
     seed: int = 1
 
@@ -183,7 +181,7 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
         begin, end, blocks = stage(epoch, depth, s)
         if epoch == begin > 1 and run.round == run.step == 0:  # a new stage: what is trained stays, the rest is new
             seed_everything(s.seed, "stage", begin)
-            student.grow(blocks, s.grow_init)
+            student.grow(blocks)
             S = learner()
             run.begin(student=S, **keep)
 
@@ -356,7 +354,7 @@ def networks_to_score(args):
 
 def main(args):
     settle(args)
-    set_up_device(args)
+    set_up(args.device, args.precision, args.threads, args.deterministic)
     networks = networks_to_score(args) if args.test_only else {
         "teacher": load_network(args.pretrained, "teacher", args.device, args.model, args.res_scale)}
     teacher = networks["teacher"].requires_grad_(False)

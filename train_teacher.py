@@ -18,7 +18,7 @@ from data.sources import start_images
 from engine import parallel
 from engine.graphs import recorder
 from engine.learner import Learner, decay, distance, make_optimizer, train_step
-from engine.options import (Parser, add_shared_flags, count, number, open_run, positive, set_up_device,
+from engine.options import (Parser, add_shared_flags, count, number, open_run, positive, set_up,
                             settle_shared_flags)
 from figure.plots import save_curves
 from models import PRESETS, build_model, half_width
@@ -101,7 +101,7 @@ def main(args):
     settle_shared_flags(args, "train_teacher", "teacher.pth" if args.model_type == "origin" else "half.pth")
     if args.test_only and not args.pretrained:
         raise InputError("--test_only: say what to score with --pretrained")
-    set_up_device(args)
+    set_up(args.device, args.precision, args.threads, args.deterministic)
     pretrained = args.pretrained and load_model(args.pretrained, args.device, args.res_scale)
     model = make_model(args, pretrained)
     scales = choose_scales(args.scale, model, args.pretrained)

@@ -165,15 +165,15 @@ def choose_device(name):
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-        if device.index is not None and device.type == "cuda":
-            torch.cuda.set_device(device)  # CUDA graphs are recorded on the current one
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); try cpu") from None
     return device
 
 
-def set_up_cpu(threads):
-    """Use `threads` CPU threads (0: torch's choice), and let freed memory stay with the process."""
+def set_up_device(device, threads):
+    """Make a GPU the current one; use `threads` CPU threads (0: torch's choice) and keep freed memory for reuse."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # CUDA graphs are recorded on the current one
     if threads:
         torch.set_num_threads(threads)
     if platform.libc_ver()[0] == "glibc":  # page faults cost up to half of a small network's step

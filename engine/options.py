@@ -13,7 +13,7 @@ from engine import parallel
 from engine.learner import LR, WEIGHT_DECAY
 from engine.log import Log
 from engine.run import TRAINED, Run
-from utils import InputError, choose_device, set_up_cpu
+from utils import InputError, choose_device, set_up_device
 
 # Flags that may change where a run is resumed: paths, length, logging, device and how it computes. (The scripts pass
 # what is in the file that --pretrained names.)
@@ -115,6 +115,9 @@ def settle_shared_flags(args, script, output):
     args.output = args.output or output
     args.lr = args.lr or LR[args.optimizer]
     args.weight_decay = WEIGHT_DECAY[args.optimizer] if args.weight_decay is None else args.weight_decay
+    args.device = choose_device(args.device)
+    if args.precision == "auto":
+        args.precision = "fp32" if args.plain or getattr(args, "model", None) else best_precision(args.device)
     if args.start_epoch > args.nEpochs:
         raise InputError(f"--start-epoch {args.start_epoch}: is beyond --nEpochs {args.nEpochs}")
     if args.resume and args.test_only:
@@ -141,16 +144,13 @@ def settle_shared_flags(args, script, output):
             raise InputError(f"--{flag} {given}: {standing} cannot be written to ({error.strerror})") from None
 
 
-def set_up_device(args):
-    """Join other processes; set threads, TF32 and how kernels are chosen. Fills in --device and --precision."""
-    args.device = choose_device(args.device)
-    parallel.join(args.device)
-    if args.precision == "auto":
-        args.precision = "fp32" if args.plain or getattr(args, "model", None) else best_precision(args.device)
-    set_up_cpu(args.threads)
-    torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
-    torch.backends.cudnn.benchmark = not args.deterministic
-    if args.deterministic:
+def set_up(device, precision, threads, deterministic):
+    """Join other processes; set the device up for training, TF32, and how kernels are chosen."""
+    parallel.join(device)
+    set_up_device(device, threads)
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True)
 

@@ -59,14 +59,8 @@ class EDSR(nn.Module):
         features = features + self.body(features)
         return (self.tail(features) + self.mean) / 255
 
-    def grow(self, n_resblocks, init="random"):
-        """Insert residual blocks before the body's last convolution until there are n_resblocks; as VDSR.grow.
-
-        init="identity" zeroes each new block's last convolution, so that the block passes its input through.
-        """
+    def grow(self, n_resblocks):
+        """Insert residual blocks before the body's last convolution until there are n_resblocks; as VDSR.grow."""
         for n in range(len(self.body) - 1, n_resblocks):
-            block = ResBlock(self.n_feats, self.res_scale).to(self.mean, memory_format=torch.channels_last)
-            if init == "identity":
-                nn.init.zeros_(block.body[2].weight)
-                nn.init.zeros_(block.body[2].bias)
-            self.body.insert(n, block)
+            block = ResBlock(self.n_feats, self.res_scale)
+            self.body.insert(n, block.to(self.mean, memory_format=torch.channels_last))

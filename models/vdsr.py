@@ -47,14 +47,8 @@ class VDSR(nn.Module):
             features = F.relu(conv(features), inplace=True)
         return x + self.tail(features)
 
-    def grow(self, n_resblocks, init="random"):
-        """Append body convolutions until there are n_resblocks; what is trained is kept.
-
-        init: "random" as the paper does, or "identity": behind a ReLU nothing is negative, so a convolution with the
-        identity kernel passes its input through.
-        """
+    def grow(self, n_resblocks):
+        """Append random body convolutions until there are n_resblocks; what is trained is kept."""
         for _ in range(n_resblocks - len(self.body)):
-            conv = _conv(self.n_feats, self.n_feats).to(self.head.weight, memory_format=torch.channels_last)
-            if init == "identity":
-                nn.init.dirac_(conv.weight)
-            self.body.append(conv)
+            conv = _conv(self.n_feats, self.n_feats)
+            self.body.append(conv.to(self.head.weight, memory_format=torch.channels_last))

@@ -77,7 +77,7 @@ def test_a_run_is_logged_for_tensorboard(done, images, tiny_teacher, tmp_path):
 @pytest.mark.parametrize("flags", [
     "--source=noise --noise=normal --n_resblocks=1 --n_feats=3 --precision=bf16",
     "--source=folder --bank=9", "--source=dead_leaves --student_init=teacher --optimizer=muon --n_feats=3",
-    "--source=generator --rounded --inc_num=2 --inc_step=1", "--inc_num=2 --inc_step=1 --grow_init=identity"])
+    "--source=generator --rounded --inc_num=2 --inc_step=1", "--inc_num=2 --inc_step=1"])
 def test_edsr_is_distilled_from_every_source(done, few_places, images, tmp_path, flags):
     save_model(EDSR(2, 4, scale=3), tmp_path / "teacher.pth")
     process = done(distillation, *student_flags(images, "teacher.pth"), *flags.split(), "--self_ensemble")

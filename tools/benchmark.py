@@ -15,7 +15,7 @@ from engine.graphs import eager, recorder
 from engine.learner import Learner, autocast, distance, make_optimizer, train_step
 from engine.options import Parser, best_precision, count, threads
 from models import PRESETS, Generator, build_model
-from utils import choose_device, device_name, run_script, set_up_cpu
+from utils import choose_device, device_name, run_script, set_up_device
 
 SWEEP = {"batch": (4, 8, 16, 32, 64, 128), "patch": (24, 48, 96, 192), "depth": (2, 6, 10, 18),
          "width": (16, 32, 64, 128)}
@@ -65,7 +65,7 @@ def parts(call, device, precision, batch):
 
 def main(args):
     device, batch = choose_device(args.device), args.batchSize
-    set_up_cpu(args.threads)
+    set_up_device(device, args.threads)
     precision = best_precision(device)
     print(f"{device_name(device)}, {precision}, batch {batch} of 48x48")
     if args.sweep:

@@ -132,7 +132,7 @@ def parse_arguments(argv=None):
 
 def main(args):
     device = choose_device(args.device)
-    if args.threads:  # and no set_up_cpu: memory that is kept would be twice as much for large images
+    if args.threads:  # and no set_up_device: memory that is kept would be twice as much for large images
         torch.set_num_threads(args.threads)
     outputs, failed = choose_files(args.images, args.to), []
     model = load_network(args.student, "student", device, args.model, args.res_scale)
