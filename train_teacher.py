@@ -73,6 +73,10 @@ def make_model(args, pretrained):
         for name in ("n_resblocks", "n_feats"):
             if given.get(name, pretrained.config[name]) != pretrained.config[name]:
                 raise InputError(f"--{name} {given[name]}: {args.pretrained} has {pretrained.config[name]}")
+        full = {preset["n_feats"] for preset in PRESETS.values()}
+        if args.model_type == "half" and not args.test_only and pretrained.config["n_feats"] in full:
+            raise InputError(f"--model_type half: {args.pretrained} is of full width, and so would be what starts from "
+                             "it; to fit half a width to it, --student_init=teacher")
         if pretrained.upscaled_input or args.test_only or args.scale in (0, *pretrained.scales):
             return pretrained
         seed_everything(args.seed, "model")

@@ -10,7 +10,7 @@ import shutil
 import signal
 import time
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from tqdm import tqdm, trange
@@ -177,6 +177,7 @@ class Run:
     def __enter__(self):
         parallel.wait()  # until all have read what the folder holds
         if self.path and parallel.leader():
+            self._held = _hold(self.path)
             save_json(self.config, self.path / "config.json")
         self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
@@ -187,6 +188,7 @@ class Run:
             self.save()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        self._held = None
         if kind is NotFinite:
             raise NotFinite(f"{error} at epoch {self.epoch}, round {self.round + 1}") from None
         if kind is None:  # the leader scores, for which the others wait
@@ -213,6 +215,19 @@ class Run:
             yield
         finally:
             self.stop_at_once = False
+
+
+def _hold(folder):
+    """An open file of the folder; until it is closed, or its process gone, another process is refused one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / "log.txt", "ab")
+    with suppress(ImportError, OSError):  # Windows, and some file systems, have no such locks
+        from fcntl import LOCK_EX, LOCK_NB, flock
+        try:
+            flock(file, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"--save_dir {folder}: another process is at it; give another folder") from None
+    return file
 
 
 def _read(path):

@@ -11,6 +11,7 @@ import torch
 import distillation
 import train_teacher
 import utils
+from engine.log import Log
 from engine.run import Run
 from models import EDSR, VDSR
 from models.load import load_model
@@ -116,6 +117,15 @@ def test_when_checkpoints_are_written(done, monkeypatch, flags):
     places.clear()
     done(distillation, *flags, "--save_dir=often", "--checkpoint_every=1e-9", "--nEpochs=1")
     assert places == [(1, 0, 1), (1, 0, 2), (1, 1, 0), (1, 1, 1), (1, 1, 2), (1, 2, 0), (2, 0, 0)]
+
+
+def test_a_folder_is_of_one_process_at_a_time(run, done, flags, tmp_path):
+    """Before it holds a checkpoint, too; what is refused touches nothing."""
+    with Run(Log(tmp_path / "run")):
+        before = contents(tmp_path)
+        assert_refused(run(distillation, *flags), "--save_dir run: another process is at it")
+        assert contents(tmp_path) == before
+    done(distillation, *flags)
 
 
 def test_auto_falls_back_to_the_checkpoint_before(run, done, flags, tmp_path):

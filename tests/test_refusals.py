@@ -87,6 +87,8 @@ def test_networks_that_do_not_go_together(refuse, images, tiny_teacher, tmp_path
     refuse(distillation, "--pretrained=edsr2.pth --student=edsr2.pth --scale=3", "--scale 3", "edsr2.pth", tiny=both)
     refuse(train_teacher, "--pretrained=edsr2.pth --scale=4", "--scale 4", "edsr2.pth", tiny=both)
     refuse(train_teacher, "--pretrained=edsr2.pth", "--n_resblocks 2: edsr2.pth has 1")
+    save_model(VDSR(1, 64), tmp_path / "full.pth")
+    refuse(train_teacher, "--pretrained=full.pth --model_type=half", "--model_type half: full.pth", tiny=both[1:])
     for flags, word in (("--pretrained=edsr2.pth --arch=vdsr", "--arch vdsr: edsr2.pth is of another, edsr"),
                         (f"--pretrained={tiny_teacher} --arch=edsr --student_init=teacher", "--arch edsr")):
         refuse(train_teacher, flags, word, tiny=both[1:])
