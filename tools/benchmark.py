@@ -5,8 +5,8 @@
     python -m tools.benchmark --sweep            # a student step as batch, patch, depth and width grow
 """
 
-import statistics
-import time
+from statistics import median
+from timeit import Timer
 
 import torch
 
@@ -22,18 +22,12 @@ SWEEP = {"batch": (4, 8, 16, 32, 64, 128), "patch": (24, 48, 96, 192), "depth": 
 
 
 def milliseconds(function, device, least=0.5):
-    """Median time of a call, of at least 3 and `least` seconds of them, after a warm-up."""
+    """Median time of a call, of at least 3 and about `least` seconds of them, after a warm-up."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    for _ in range(5 if device.type == "cuda" else 1):  # graphs are recorded at the fourth call
-        function()
-    wait()
-    times = []
-    while len(times) < 3 or sum(times) < least:
-        start = time.perf_counter()
-        function()
-        wait()
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
+    timer = Timer(lambda: (function(), wait()))
+    timer.timeit(5 if device.type == "cuda" else 1)  # graphs are recorded at the fourth call
+    calls = max(3, round(least / timer.timeit(1)))
+    return 1000 * median(timer.repeat(calls, 1))
 
 
 def student_step(call, device, precision, batch, patch=48, depth=18, width=32):
