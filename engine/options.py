@@ -20,7 +20,7 @@ from utils import InputError, choose_device, set_up_device
 MAY_CHANGE = {"resume", "pretrained", "nEpochs", "save_dir", "output", "data_dir", "data_test", "self_ensemble",
               "threads", "device", "precision", "plain", "checkpoint_every", "tensorboard"}
 OF_A_RUN = {*TRAINED, "config.json", "log.txt", "metrics.jsonl", "results.json", "curves.png", "samples.png",
-            "comparison.png"}
+            "comparison.png", "samples", "tensorboard"}
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -132,7 +132,7 @@ def settle_shared_flags(args, script, output):
     if output.is_dir() or output in (save_dir, *save_dir.parents):
         raise InputError(f"--output {args.output}: is a folder")
     if output.parent == save_dir and output.name in OF_A_RUN:
-        raise InputError(f"--output {args.output}: is a file of the run itself; give another name")
+        raise InputError(f"--output {args.output}: is a name of the run itself; give another name")
     for name in ("pretrained", "model"):
         if not args.test_only and output == Path(getattr(args, name, None) or "").resolve():
             raise InputError(f"--output {args.output}: is what --{name} names, and would replace it; give another name")

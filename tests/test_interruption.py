@@ -180,7 +180,7 @@ def test_a_run_goes_on_in_its_folder_with_its_settings(run, done, images, tiny_t
             ("its own folder", distillation, *flags, checkpoint, "--save_dir=b"),
             ("holds a run already; give another folder, or add --resume=auto", distillation, *flags),
             ("give --test_only another folder", distillation, *flags, "--test_only", "--student", tiny_teacher),
-            ("is a file of the run itself", distillation, *flags, "--output=run/results.json"),
+            ("is a name of the run itself", distillation, *flags, "--output=run/results.json"),
             ("--output run: is a folder", distillation, *flags, "--output=run"),
             ("is what --model names", distillation, *flags, "--model=other.pth", "--output=other.pth"),
             ("is what --pretrained names", distillation, *flags, "--output", tiny_teacher)):

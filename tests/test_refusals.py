@@ -38,6 +38,7 @@ SHARED = [  # flags beside those of a tiny run, and what the line must say; one 
     ("--save_dir=/proc/nowhere", "/proc/nowhere"), ("--save_dir=/dev/null", "/dev/null"),
     ("--align", ".py: error: unrecognized arguments: --align (--help lists the flags)"),
     ("--output=/proc/x.pth", "--output /proc/x.pth"), ("--output=/dev/null/x.pth", "--output"),
+    ("--save_dir=new --output=new/samples", "--output new/samples: is a name of the run itself"),
     *((f"--{flag}={name}.pth", f"{name}.pth") for flag in ("pretrained", "resume") for name in ("list", "generator"))]
 OF_TEACHER = [
     ("--n_feats=1", "--n_feats"), ("--arch=edsr", "--scale 0"), ("--res_scale=0.1", "--res_scale: only an edsr"),
