@@ -27,11 +27,12 @@ def imports(module):
 
 
 def test_no_module_imports_from_above_its_layer_or_in_the_end_itself():
-    """Nor what Windows lacks. Of all modules: each has its layer."""
+    """Nor what Windows lacks, unless it expects an ImportError. Of all modules: each has its layer."""
     for module, text in MODULES.items():
         layer, others = module.split(".")[0], {name.split(".")[0] for name in imports(module)}
         assert not {other for other in others if other != layer and RANK[other] >= RANK[layer]}, module
-        assert not re.search(r"^\s*(import|from) (fcntl|resource|pwd|termios)\b", text, re.M), module
+        unguarded = re.sub(r"suppress\(ImportError\b.*\n\s+(import|from) .*", "", text)
+        assert not re.search(r"^\s*(import|from) (fcntl|resource|pwd|termios)\b", unguarded, re.M), module
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert packages | {path.stem for path in ROOT.glob("*.py")} == {*RANK, "tests"}
     graphlib.TopologicalSorter({module: imports(module) for module in MODULES}).prepare()  # raises CycleError
