@@ -129,6 +129,7 @@ class Run:
     def end_epoch(self, learner):
         """The epoch is over: validation, a line of the log, the last and the best weights, a checkpoint."""
         learner.check()
+        images_per_second = (self.steps - self.steps_before) * self.batch / (time.time() - self.epoch_started)
         if self.path and not (self.path / "checkpoint.pth").exists():
             self.save()  # weights are never there without a checkpoint
         psnr = {}
@@ -142,10 +143,9 @@ class Run:
             if mean > self.best:
                 self.best = mean
                 save_model(learner.network, self.path / "model_best.pth")
-            images = (self.steps - self.steps_before) * self.batch
             self.log.epoch(self.epoch, self.means(self.round), psnr, seconds=round(self.seconds, 1),
                            lr=learner.optimizer.param_groups[0]["lr"].item(), loss_scale=learner.scaler.get_scale(),
-                           images_per_second=round(images / (time.time() - self.epoch_started), 1))
+                           images_per_second=round(images_per_second, 1))
         self.epoch, self.round, self.step, self.psnr, self.sums = self.epoch + 1, 0, 0, psnr, {}
         self.save()
 
