@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import traceback
-from contextlib import suppress
+import warnings
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -74,6 +75,23 @@ def _explain(error):
         number, resumable = error.args or (signal.SIGINT, False)
         return 128 + number, f"stopped by {signal.Signals(number).name}{go_on if resumable else ''}"
     return 1, None
+
+
+@contextmanager
+def refusing(what, hint=""):
+    """What goes wrong in the `with` block, of whatever kind, becomes the InputError "what (the reason, a line)hint".
+
+    For readers of files that others made, and for code of others. An InputError passes as it is; warnings are dropped.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters becomes an error
+            yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".rstrip(": \n").splitlines()[0]
+        raise InputError(f"{what} ({reason}){hint}") from None
 
 
 def stream_seed(seed, *key):
@@ -162,11 +180,9 @@ def choose_device(name):
         name = f"cuda:{os.environ['LOCAL_RANK']}"
         if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
             raise InputError(f"--nproc_per_node: more processes than the {torch.cuda.device_count()} GPUs here")
-    try:
+    with refusing(f"--device {name}: not usable here", "; try cpu"):
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); try cpu") from None
     return device
 
 

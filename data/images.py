@@ -1,7 +1,6 @@
 """Image files and folders of them, and the luma on which Table 1 is measured."""
 
 import re
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import skimage
 import torch
 from PIL import Image, ImageOps, PngImagePlugin
 
-from utils import InputError
+from utils import InputError, refusing
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 BUNDLED = "skimage"  # the set of photographs inside scikit-image's package
@@ -40,25 +39,17 @@ def open_image(path):
 
     Its mode is L, LA, RGB or RGBA, or for 16-bit grey one that begins with I; info["icc_profile"], if any, is theirs.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters becomes an error
-            with Image.open(path) as image:
-                raw = " ".join(str(tile[3]) for tile in image.tile)  # how Pillow will unpack it
-                bits = getattr(image, "tag_v2", {}).get(258, (8,))  # TIFF's BitsPerSample
-                grey = image.mode.startswith("I;16") or image.mode == "I" and "I;16B" in raw
-                if not grey and (image.mode in ("I", "F") or re.search(r";16[BLN]", raw) or max(bits) > 8):
-                    raise InputError(f"{path}: has neither 8 bits a channel nor plain grey of 16; convert it to 8")
-                ImageOps.exif_transpose(image, in_place=True)
-                if image.mode in ("CMYK", "LAB"):
-                    image.info.pop("icc_profile", None)
-                mode = ("L" if image.mode in ("1", "L", "LA", "La") else "RGB") + "A" * image.has_transparency_data
-                return image if image.mode == mode or image.mode.startswith("I") else image.convert(mode)
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # of many kinds where a file is damaged
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: cannot be read as an image ({reason})") from None
+    with refusing(f"{path}: cannot be read as an image"), Image.open(path) as image:
+        raw = " ".join(str(tile[3]) for tile in image.tile)  # how Pillow will unpack it
+        bits = getattr(image, "tag_v2", {}).get(258, (8,))  # TIFF's BitsPerSample
+        grey = image.mode.startswith("I;16") or image.mode == "I" and "I;16B" in raw
+        if not grey and (image.mode in ("I", "F") or re.search(r";16[BLN]", raw) or max(bits) > 8):
+            raise InputError(f"{path}: has neither 8 bits a channel nor plain grey of 16; convert it to 8")
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode in ("CMYK", "LAB"):
+            image.info.pop("icc_profile", None)
+        mode = ("L" if image.mode in ("1", "L", "LA", "La") else "RGB") + "A" * image.has_transparency_data
+        return image if image.mode == mode or image.mode.startswith("I") else image.convert(mode)
 
 
 def read_image(path):

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm, trange
 
 from engine import parallel
-from utils import InputError, NotFinite, Stopped, save_atomically, save_json, save_model
+from utils import InputError, NotFinite, Stopped, refusing, save_atomically, save_json, save_model
 
 # What a resumed run takes over: what comes next, steps made, best and last PSNR, the epoch's losses.
 RESTORED = ("epoch", "round", "step", "steps", "best", "psnr", "sums")
@@ -96,13 +96,11 @@ class Run:
         if self.path and parallel.leader():
             self.log.keep_epochs(self.epoch - self.first_epoch)
         if state:
-            try:
+            # Networks in a file of one's own may have changed.
+            with refusing(f"{self.path}: the checkpoint's content does not fit the run"):
                 for name, part in parts.items():
                     part.load_state_dict(state["parts"][name])
                 torch.set_rng_state(state["random"])
-            except (KeyError, RuntimeError, ValueError) as error:  # networks in a file of one's own may have changed
-                raise InputError(f"{self.path}: the checkpoint's content does not fit the run "
-                                 f"({str(error).splitlines()[0]})") from None
 
     def rounds(self, count, unit, every):
         """The epoch's rounds to come, below `count`, along a progress bar.
@@ -232,7 +230,7 @@ def _hold(folder):
 
 def _read(path):
     """The state in the checkpoint `path`. Raises InputError where it is none."""
-    try:
+    with refusing(f"{path}: cannot be read as a checkpoint", "; give another --save_dir, or remove it"):
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # torch.load does not look at checksums
                 raise ValueError(f"damaged at {damaged}")
@@ -240,7 +238,3 @@ def _read(path):
         if not state.keys() >= {*KEPT, "parts", "random"}:
             raise ValueError("it is no checkpoint.pth of a run")
         return state
-    except Exception as error:  # whatever a damaged file makes the reader stumble over
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: cannot be read as a checkpoint ({reason}); give another --save_dir, or remove "
-                         "it") from None

@@ -1,14 +1,13 @@
 """Read a checkpoint file without running code from it."""
 
 import pickle
-import warnings
 import zipfile
 from collections import OrderedDict
 from types import SimpleNamespace
 
 import torch
 
-from utils import InputError
+from utils import InputError, refusing
 
 
 def read_checkpoint(path):
@@ -20,23 +19,16 @@ def read_checkpoint(path):
     """
     with open(path, "rb") as file:
         head = file.read(40)
-    try:
+    begins = f"; it begins with {head!r}" if head[:2] not in (b"", b"PK") else ""  # a web page is known by that
+    with refusing(f"{path}: cannot be read as a checkpoint", begins):
         if head[8:9] == b"{":  # safetensors: a header in JSON after its length
             from safetensors.torch import load_file
             return load_file(path)
         if zipfile.is_zipfile(path):
             _check_zip(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters becomes an error
-            load = lambda file, **options: _InertUnpickler(file, **options).load()
-            inert = SimpleNamespace(__name__="inert", Unpickler=_InertUnpickler, load=load)
-            return torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a damaged file makes its reader stumble over
-        reason = f"{type(error).__name__}: {error}".rstrip(": ").splitlines()[0]
-        begins = f"; it begins with {head!r}" if head[:2] not in (b"", b"PK") else ""  # a web page is known by that
-        raise InputError(f"{path}: cannot be read as a checkpoint ({reason}){begins}") from None
+        load = lambda file, **options: _InertUnpickler(file, **options).load()
+        inert = SimpleNamespace(__name__="inert", Unpickler=_InertUnpickler, load=load)
+        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert)
 
 
 def _check_zip(path):

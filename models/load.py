@@ -13,7 +13,7 @@ from tqdm import tqdm
 from models import ARCHITECTURES, build_model
 from models.checkpoint import StandIn, read_checkpoint
 from models.edsr import DIV2K_MEAN
-from utils import InputError
+from utils import InputError, refusing
 
 _KNOWN_NAMES = (
     "names known are ours (head, body.N, tail), pytorch-vdsr's (input, residual_layer.N.conv, output), "
@@ -40,12 +40,10 @@ def load_model(path, device="cpu", res_scale=None):
         raise InputError(f"{path}: is of a network of one's own; say which file defines it with --model")
     if arch not in ARCHITECTURES:
         weights, config = _infer(weights, path, res_scale)
-    try:
+    with refusing(f"{path}: no network can be made of its config {config}"):
         if not (1 <= config["n_resblocks"] <= len(weights) and config["n_feats"] > 0 < config.get("res_scale", 1)):
-            raise ValueError
+            raise ValueError("a number is out of range")
         model = build_model(config)
-    except (TypeError, ValueError, KeyError, RuntimeError, ArithmeticError):
-        raise InputError(f"{path}: no network can be made of its config {config}") from None
     load_weights(model, weights, path)
     return model.to(device).eval()
 

@@ -5,13 +5,14 @@ import io
 import json
 import os
 import sys
+import warnings
 from unittest import mock
 
 import pytest
 import torch
 
 import utils
-from utils import InputError, append_line, run_script, save_json, write_atomically
+from utils import InputError, append_line, refusing, run_script, save_json, write_atomically
 
 ODD = "\u0416\udcff"  # not in Latin-1; and a byte of a file name that is no UTF-8
 
@@ -22,6 +23,17 @@ def test_a_file_system_that_cannot_flush(monkeypatch, tmp_path, number):
     write_atomically(tmp_path / "a", b"new\n")
     append_line(tmp_path / "a", "line")
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"a": b"new\nline\n"}
+
+
+@pytest.mark.parametrize("error, words", [
+    (ValueError("a\nb"), "a.png: no image (ValueError: a); sorry"), (InputError("another line"), "another line"),
+    (MemoryError(), "a.png: no image (MemoryError); sorry"), (KeyError("\n"), "a.png: no image (KeyError: '\\n'); sorry"),
+    (OSError("\n"), "a.png: no image (OSError); sorry")])
+def test_what_goes_wrong_is_refused_in_one_line(recwarn, error, words):
+    with pytest.raises(InputError) as refused, refusing("a.png: no image", "; sorry"):
+        warnings.warn("dropped")
+        raise error
+    assert str(refused.value) == words and not recwarn
 
 
 @pytest.mark.parametrize("encoding, shown", [("utf-8", "\u0416\\udcff"), ("cp1252", "\\u0416\\udcff")])

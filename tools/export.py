@@ -12,7 +12,6 @@ import io
 import json
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from data.table import markdown_table
 from engine.options import Parser, positive, threads
 from models.pair import load_network
 from tools.benchmark import milliseconds
-from utils import InputError, choose_device, device_name, run_script, write_atomically
+from utils import InputError, choose_device, device_name, refusing, run_script, write_atomically
 
 TRIED = ((1, 37, 53), (2, 20, 31), (1, 12, 16), (3, 64, 80))  # (batch, height, width) of inputs a file is checked on
 TIMED = (480, 320)  # width and height of the output image whose computing is timed
@@ -108,18 +107,13 @@ FORMATS = {".onnx": (write_onnx, read_onnx, 1e-4),
 def make_file(network, suffix, score=None):
     """(bytes of the file, whether onnxruntime was there to check it). Raises InputError where it differs from torch."""
     write, read, tolerance = FORMATS[suffix]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about layouts, say; the check tells what matters
-            content = write(network, describe(network, score))
-            function = read(content)
-            for batch, *size in TRIED if function else ():
-                x = torch.rand(batch, network.channels, *size)
-                torch.testing.assert_close(function(x), network(x), atol=tolerance, rtol=0,
-                                           msg=lambda text: " ".join(text.split()))
-    except Exception as error:  # of any kind: what a network of one's own makes torch and ONNX stumble over
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"the network fits no {suffix} file of any batch, height and width ({reason})") from None
+    with refusing(f"the network fits no {suffix} file of any batch, height and width"):
+        content = write(network, describe(network, score))
+        function = read(content)
+        for batch, *size in TRIED if function else ():
+            x = torch.rand(batch, network.channels, *size)
+            torch.testing.assert_close(function(x), network(x), atol=tolerance, rtol=0,
+                                       msg=lambda text: " ".join(text.split()))
     return content, function is not None
 
 
