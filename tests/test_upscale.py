@@ -8,7 +8,6 @@ from skimage.color import rgb2ycbcr, ycbcr2rgb
 from torch import nn
 
 from bicubic import imresize
-from data.images import open_image
 from models import EDSR, VDSR
 from tests.helpers import bicubic_network, pixels, resized
 from tools.upscale import upscale_image, upscale_pixels
@@ -129,12 +128,3 @@ def test_how_large_tiles_are(monkeypatch, tiles):
     tiles.clear()
     upscaled(Nearest(4, 3), image, 4)
     assert tiles == [(4, 200, 90)]
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_orientation_is_carried_out_once(tmp_path, suffix):
-    """A TIFF's by Pillow as it loads the file, the others' by open_image (a JPEG's: test_images.py)."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(pixels(4, 6)).save(tmp_path / f"a.{suffix}", exif=exif)
-    np.testing.assert_array_equal(open_image(tmp_path / f"a.{suffix}"), pixels(4, 6)[::-1].swapaxes(0, 1))
