@@ -193,6 +193,7 @@ def test_reproduce_goes_on_where_it_stopped(images, tiny_teacher, tmp_path):
     assert "== noise" in reproduce("5", "noise")
     args = json.loads((tmp_path / "results/noise.json").read_text())["args"]
     assert (args["source"], args["lr_G"], args["nEpochs"]) == ("noise", 1e-5, 1)
+    assert (tmp_path / "out/noise/curves.png").exists()  # which runs in the tests' own process do not draw
     assert "- Noise, no data: not measured" not in (tmp_path / "tables/table1.md").read_text()
     again = reproduce("0", "noise", "table2/m1_1")
     assert "== noise" not in again and "out of time before table2/m1_1" in again
