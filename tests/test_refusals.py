@@ -31,13 +31,12 @@ def refuse(run, images, tiny_teacher, tmp_path):
 SHARED = [  # flags beside those of a tiny run, and what the line must say; one for all flags of its type
     ("--batchSize=0", "--batchSize"), ("--batchSize=2.5", "--batchSize"), ("--batchSize=1" + 400 * "0", "--batchSize"),
     ("--lr=0", "--lr"), ("--lr=nan", "--lr"), ("--start-epoch=9", "--start-epoch 9"), ("--optimizer=x", "--optimizer"),
-    ("--nEpoch=2", "--nEpoch"), ("--device=cuda:99", "--device cuda:99"), ("--val_dataset=Set6", "Set6"),
-    ("--device=meta", "--device meta"), ("--val_dataset=Set5+Set14", "--val_dataset"), ("--data_test=", "--data_test"),
-    ("--data_test=Set5+Set6", "Set6"), ("--pretrained=nowhere.pth", "nowhere.pth"), ("--output=.", "--output"),
-    ("--resume=nowhere.pth", "nowhere.pth"), ("--resume=auto --test_only", "--test_only"),
-    ("--save_dir=/proc/nowhere", "/proc/nowhere"), ("--save_dir=/dev/null", "/dev/null"),
-    ("--align", ".py: error: unrecognized arguments: --align (--help lists the flags)"),
-    ("--output=/proc/x.pth", "--output /proc/x.pth"), ("--output=/dev/null/x.pth", "--output"),
+    ("--nEpoch=2", ".py: error: unrecognized arguments: --nEpoch=2 (--help lists the flags)"),
+    ("--device=cuda:99", "--device cuda:99"), ("--device=meta", "--device meta"), ("--data_test=", "--data_test"),
+    ("--val_dataset=Set5+Set14", "--val_dataset"), ("--data_test=Set5+Set6", "Set6"), ("--output=.", "--output"),
+    ("--pretrained=nowhere.pth", "nowhere.pth"), ("--resume=nowhere.pth", "nowhere.pth"),
+    ("--resume=auto --test_only", "--test_only"), ("--save_dir=/proc/nowhere", "/proc/nowhere"),
+    ("--output=/dev/null/x.pth", "--output /dev/null/x.pth"),
     ("--save_dir=new --output=new/samples", "--output new/samples: is a name of the run itself"),
     *((f"--{flag}={name}.pth", f"{name}.pth") for flag in ("pretrained", "resume") for name in ("list", "generator"))]
 OF_TEACHER = [
