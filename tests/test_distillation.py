@@ -129,7 +129,9 @@ def test_the_best_weights_are_kept(tmp_path):
 def test_rounds_alternate_student_and_generator_steps(logged, monkeypatch, tmp_path):
     """Of the scale drawn, whose generator alone moves; the run has the rounds' mean losses. distil leaves no files."""
     monkeypatch.chdir(tmp_path)
-    settings, (teacher, student) = Settings((2, 3), nEpochs=1, iter=2, stu_step=3, batchSize=2, latent=5), networks()
+    settings = Settings((2, 3), nEpochs=1, iter=2, stu_step=3, batchSize=2, latent=5, loss_type="L1", optimizer="adam")
+    (teacher, student), (x, target) = networks(), images(0)
+    first = (student(x) - target).abs().mean().item()
     generators = make_generators(settings, 32, teacher, CPU)
     before = {scale: fingerprint(G.network) for scale, G in generators.items()}
     ends = []
@@ -137,6 +139,8 @@ def test_rounds_alternate_student_and_generator_steps(logged, monkeypatch, tmp_p
     distil(teacher, student, images, settings, generators, run=run)
     assert not list(tmp_path.iterdir())
     assert "".join(kind for kind, *_ in logged) == "SSSGSSSG" and run.steps == 6
+    assert logged[0][-1].item() == pytest.approx(first, rel=1e-5)
+    assert isinstance(run.parts["student"].optimizer, torch.optim.Adam)
     used = {scale for kind, _, scale, _ in logged if kind == "G"}
     assert used == {choose_scale(1, (2, 3), "generator", number) for number in range(2)}
     assert used == {s for s, G in generators.items() if fingerprint(G.network) != before[s]}
