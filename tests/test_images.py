@@ -1,4 +1,4 @@
-"""tools.upscale as a user runs it: what each kind of image becomes, names, and what is refused; reading and luma."""
+"""tools.upscale as a user runs it: what each kind of image becomes, names, and what is refused; reading."""
 
 import base64
 import os
@@ -10,7 +10,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from bicubic import imresize
-from data.images import luma, read_image
+from data.images import read_image
 from models import EDSR
 from tests.helpers import SRGB, assert_refused, bicubic_network, contents, pixels, resized
 from tools import upscale
@@ -170,10 +170,3 @@ def test_deep_images_are_refused(tmp_path, kind):
         Image.fromarray(np.ones((4, 5), kind)).save(tmp_path / "photo.tif")
     with pytest.raises(InputError, match=f"photo.tif: .*{'more than' if kind is np.uint16 else 'neither'} 8 bits"):
         read_image(tmp_path / "photo.tif")
-
-
-def test_luma_of_known_colours():
-    colours = [[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255], [100, 100, 100]]
-    expected = [16, 235, 81.481, 144.553, 40.966, 16 + 219 * 100 / 255]
-    np.testing.assert_allclose(luma(colours), expected, rtol=1e-12)
-    torch.testing.assert_close(luma(torch.tensor(colours).float()), torch.tensor(expected))

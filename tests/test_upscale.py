@@ -53,15 +53,6 @@ def test_luma_is_by_the_network_and_chroma_by_bicubic(make, scale):
     assert (result - imresize(rgb, scale)).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("model", [bicubic_network(), Nearest(2, 3), Nearest(2, 1)], ids=["luma", "rgb", "own luma"])
-@pytest.mark.parametrize("colour", [0, 255, 30000, 65535, (255, 0, 0), (0, 255, 17, 99), (3, 200)])
-def test_a_constant_colour_stays(model, colour):
-    image = np.full((4, 5, *np.shape(colour)), colour, np.uint16 if np.max(colour) > 255 else np.uint8)
-    result = upscaled(model, image, 2)
-    np.testing.assert_array_equal(result, np.full((8, 10, *np.shape(colour)), colour))
-    assert result.dtype == image.dtype
-
-
 @pytest.mark.parametrize("make", [VDSR, EDSR])
 def test_grey_is_upscaled_like_equal_colours_and_alpha_by_bicubic(make):
     model = make(1, 4)
