@@ -90,7 +90,7 @@ def refusing(what, hint=""):
     except InputError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".rstrip(": \n").splitlines()[0]
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".rstrip(": \n").splitlines()[0]
         raise InputError(f"{what} ({reason}){hint}") from None
 
 
@@ -124,26 +124,23 @@ def write_atomically(path, content):
     """Write the bytes `content` to the file `path`: all of them or, with an InputError, none."""
     path = Path(path)
     beside = path.with_name(path.name + ".part")
-    try:
+    with refusing(f"{path}: cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            file.write(content)
-            _flush(file)
-        os.replace(beside, path)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink()
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        try:
+            with open(beside, "wb") as file:
+                file.write(content)
+                _flush(file)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def append_line(path, line):
     """Append a line of text to the file `path` and flush it to disk. Raises InputError."""
-    try:
+    with refusing(f"{path}: cannot be written"):
         with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")
             _flush(file)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def save_atomically(content, path):

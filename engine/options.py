@@ -13,7 +13,7 @@ from engine import parallel
 from engine.learner import LR, WEIGHT_DECAY
 from engine.log import Log
 from engine.run import TRAINED, Run
-from utils import InputError, choose_device, set_up_device
+from utils import InputError, choose_device, refusing, set_up_device
 
 # Flags that may change where a run is resumed: paths, length, logging, device and how it computes. (The scripts pass
 # what is in the file that --pretrained names.)
@@ -138,10 +138,8 @@ def settle_shared_flags(args, script, output):
             raise InputError(f"--output {args.output}: is what --{name} names, and would replace it; give another name")
     for flag, given, folder in (("save_dir", args.save_dir, save_dir), ("output", args.output, output.parent)):
         standing = next(place for place in (folder, *folder.parents) if place.exists())
-        try:
+        with refusing(f"--{flag} {given}: {standing} cannot be written to"):
             TemporaryFile(dir=standing).close()
-        except OSError as error:
-            raise InputError(f"--{flag} {given}: {standing} cannot be written to ({error.strerror})") from None
 
 
 def set_up(device, precision, threads, deterministic):

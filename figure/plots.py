@@ -17,7 +17,7 @@ from tqdm import tqdm
 from data.table import paper_table
 from engine.options import Parser
 from models import build_model
-from utils import InputError, run_script, write_atomically
+from utils import InputError, refusing, run_script, write_atomically
 
 COLOURS = ["#1f6392", "#e0762f", "#4c8f3c", "#bb3b5e", "#c79c1e", "#7a52a8", "#20908a", "#8d99a6"]  # C0 to C7
 STYLE = {  # of matplotlib.rcParams
@@ -34,10 +34,9 @@ LOSSES = {  # of metrics.jsonl, with their units
 @contextmanager
 def open_json(path):
     """The content of a JSON file. Raises InputError where it is broken, or lacks what the `with` block looks for."""
-    try:
-        yield json.loads(Path(path).read_bytes())
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is not what was looked for ({type(error).__name__}: {error})") from None
+    content = Path(path).read_bytes()
+    with refusing(f"{path}: is not what was looked for"):
+        yield json.loads(content)
 
 
 def new_figure(height=4):

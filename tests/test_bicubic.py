@@ -130,6 +130,12 @@ def test_bytes_are_rounded_and_clipped_after_each_pass(scale):
     assert not torch.equal(result, bytes_oracle(image, scale, columns_first=True))
 
 
+def test_bytes_round_half_up():
+    """Of a single pixel output 1 is half: 1/2 -> 1 and 5/2 -> 3, where half to even gives 0 and 2."""
+    image = torch.tensor([[[1], [0], [0], [0]], [[5], [0], [0], [0]]], dtype=torch.uint8)
+    assert imresize(image, 0.5).tolist() == [[[1], [0]], [[3], [0]]]
+
+
 @both_paths
 @pytest.mark.parametrize("scale", [2, 0.5, 0.7])
 def test_gradients(scale):

@@ -7,7 +7,7 @@ import torch
 
 import distillation
 from bicubic import imresize
-from data.sources import Bank, network_input
+from data.sources import Bank, network_input, noise_source
 from distillation import (Settings, choose_scale, distil, generator_losses, generator_step, labelled, make_generators,
                           make_source, parse_arguments, settle, stage)
 from engine.graphs import eager
@@ -116,6 +116,20 @@ def images(step):
     """Batches for distil."""
     x = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(step))
     return x, 1 - x
+
+
+def test_a_student_learns_its_teacher():
+    """distil() called as from a notebook, by plain values: it needs no flags."""
+    teacher, student = networks()
+    draw = noise_source("uniform", 16, 1, True, seed=1)
+    x = draw(2, -1, 4)
+    error = lambda: (student(x) - teacher(x)).abs().mean().item()
+    images = lambda step: (x := draw(2, step, 4), teacher(x))
+    before, scored = error(), []
+    settings = Settings(nEpochs=2, iter=20, stu_step=4, loss_type="L1", optimizer="adam", lr=0.01, schedule="cosine")
+    run = Run(validate=lambda student, epoch: scored.append(error()) or {})
+    assert distil(teacher, student, images, settings, run=run) is student
+    assert scored[1] < scored[0] < 0.8 * before
 
 
 def test_the_best_weights_are_kept(tmp_path):

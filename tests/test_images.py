@@ -1,4 +1,4 @@
-"""tools.upscale as a user runs it: what each kind of image becomes, names, and what is refused; reading."""
+"""tools.upscale as a user runs it: what each kind of image becomes, names, and what is refused; reading and luma."""
 
 import base64
 import os
@@ -10,7 +10,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from bicubic import imresize
-from data.images import read_image
+from data.images import luma, read_image
 from models import EDSR
 from tests.helpers import SRGB, assert_refused, bicubic_network, contents, pixels, resized
 from tools import upscale
@@ -71,7 +71,7 @@ def test_a_photograph_and_16_bits(done, bicubic, tmp_path):
     deep = np.full((5, 7), 40001, np.uint16)
     deep[2] = 513
     Image.fromarray(deep).save(tmp_path / "a.png")
-    Image.fromarray(deep).save(tmp_path / "b.tif", exif=exif, compression="tiff_lzw")  # Pillow turns it as it loads it
+    Image.fromarray(deep).save(tmp_path / "b.tif", exif=exif)  # Pillow turns it as it loads it
     done(upscale, *bicubic, "--scale=2", "photo.JPG", "a.png", "b.tif", "./photo.JPG")
     photo = Image.open(tmp_path / "out/photo.png")
     assert photo.size == (16, 24) and photo.info["icc_profile"] == SRGB and not photo.getexif()
@@ -170,3 +170,10 @@ def test_deep_images_are_refused(tmp_path, kind):
         Image.fromarray(np.ones((4, 5), kind)).save(tmp_path / "photo.tif")
     with pytest.raises(InputError, match=f"photo.tif: .*{'more than' if kind is np.uint16 else 'neither'} 8 bits"):
         read_image(tmp_path / "photo.tif")
+
+
+def test_luma_of_known_colours():
+    colours = [[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255], [100, 100, 100]]
+    expected = [16, 235, 81.481, 144.553, 40.966, 16 + 219 * 100 / 255]
+    np.testing.assert_allclose(luma(colours), expected, rtol=1e-12)
+    torch.testing.assert_close(luma(torch.tensor(colours).float()), torch.tensor(expected))

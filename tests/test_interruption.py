@@ -49,7 +49,7 @@ def test_a_run_that_stops_after_every_step_ends_as_if_it_had_not(
     assert_same_run(tmp_path / "whole", tmp_path / "part")
 
 
-@pytest.mark.parametrize("trial", range(3))
+@pytest.mark.parametrize("trial", range(4))
 def test_a_killed_run_ends_as_if_it_had_not_been(images, tiny_teacher, tmp_path, trial):
     moment = random.Random(trial)
     script, number = (train_teacher, distillation)[trial % 2], (signal.SIGKILL, signal.SIGTERM)[trial // 2]

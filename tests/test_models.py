@@ -33,12 +33,14 @@ def test_vdsr_adds_the_network_to_its_input():
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_edsr_upscales(scale):
-    """What it makes of values, and its mean: test_load.py."""
+def test_edsr_upscales_and_shifts_by_the_mean(scale):
     model = EDSR(n_resblocks=1, n_feats=4, scale=scale, res_scale=0.1)
     assert model(torch.rand(2, 3, 5, 7)).shape == (2, 3, 5 * scale, 7 * scale)
     x, (conv1, _, conv2) = torch.rand(1, 4, 6, 6), model.body[0].body
     torch.testing.assert_close(model.body[0](x), x + 0.1 * conv2(F.relu(conv1(x))))
+    for parameter in model.tail.parameters():
+        nn.init.zeros_(parameter)
+    torch.testing.assert_close(model(torch.rand(1, 3, 2, 2))[0, :, 0, 0], torch.tensor([0.4488, 0.4371, 0.4040]))
 
 
 @pytest.mark.parametrize("arch", ["vdsr", "edsr"])
