@@ -133,7 +133,7 @@ def generator_losses(generator, student, teacher, z, scale, D, rounded=False):
     x = after(network_input(x_lr, scale, teacher.upscaled_input))
     teacher_output = teacher(x)
     reconstruction = D(after(imresize(teacher_output, 1 / scale).clamp(0, 1)), x_lr)
-    adversarial = -torch.log1p(parallel.total(D(student(x), teacher_output)))
+    adversarial = -torch.log1p(parallel.all_reduce(D(student(x), teacher_output)))
     return reconstruction, adversarial
 
 
@@ -145,8 +145,8 @@ def generator_step(generator, student, teacher, z, scale, D, reconw, gw, rounded
     student.network.eval()
     L_R, L_adv = generator_losses(generator.network, student.network, teacher, z, scale, D, rounded)
     generator.step(reconw * L_R + gw * L_adv)
-    pixels = parallel.world() * len(z) * teacher.channels * generator.network.size**2
-    return torch.stack((parallel.total(L_R.detach()) / pixels, L_adv.detach()))
+    pixels = parallel.world_size() * len(z) * teacher.channels * generator.network.size**2
+    return torch.stack((parallel.all_reduce(L_R.detach()) / pixels, L_adv.detach()))
 
 
 def stage(epoch, depth, settings):
@@ -186,10 +186,10 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
             run.begin(student=S, **keep)
 
         for i in run.rounds(s.iter, "round", every=10):
-            number, done = (epoch - 1) * s.iter + i, epoch - 1 + i / s.iter
+            number, epochs_done = (epoch - 1) * s.iter + i, epoch - 1 + i / s.iter
 
             # Student phase: lower D(S(x), T(x)).
-            S.set_rate(decay(s.schedule, done - (begin - 1), end - begin, s.step))
+            S.set_rate(decay(s.schedule, epochs_done - (begin - 1), end - begin, s.step))
             for k in range(run.step, s.stu_step):
                 with run.interruptible():
                     x, target = images(number * s.stu_step + k)
@@ -201,8 +201,8 @@ def distil(teacher, student, images, settings, generators=None, depth=0, run=Non
             # Generator phase: lower reconw * L_R + gw * L_adv.
             if generators:
                 scale = choose_scale(s.seed, s.scales, "generator", number)
-                G, z = generators[scale], latent(s, "generator z", number, S.device)[parallel.share(s.batchSize)]
-                G.set_rate(decay(s.schedule, done, s.nEpochs, s.step))
+                G, z = generators[scale], latent(s, "generator z", number, S.device)[parallel.shard(s.batchSize)]
+                G.set_rate(decay(s.schedule, epochs_done, s.nEpochs, s.step))
                 L_R, L_adv = call(generator_step, G, S, teacher, z, scale, D, s.reconw, s.gw, s.rounded)
                 run.add(L_R=L_R, L_adv=L_adv)
                 G.check()
@@ -274,11 +274,11 @@ def labelled(args, settings, teacher, draw, call):
     if args.bank:
         bank = Bank(draw, partial(call, label, teacher, args.precision), settings.scales, args.bank,
                     args.iter * args.stu_step, args.seed, parallel.quiet())
-        return lambda step: tuple(part[parallel.share(args.batchSize)] for part in bank.batch(step, args.batchSize))
+        return lambda step: tuple(part[parallel.shard(args.batchSize)] for part in bank.batch(step, args.batchSize))
 
     def fresh(step):
         scale = choose_scale(args.seed, settings.scales, "student", step)
-        x = draw(scale, step, args.batchSize)[parallel.share(args.batchSize)]
+        x = draw(scale, step, args.batchSize)[parallel.shard(args.batchSize)]
         return x, call(label, teacher, args.precision, x)
 
     return fresh
@@ -383,7 +383,7 @@ def main(args):
     with run:
         trained = {}
         if not args.test_only:
-            if parallel.leader():
+            if parallel.is_main():
                 warn_of_a_bad_teacher(validation, teacher, args.pretrained, run.log)
             with run.interruptible():
                 student = first_student(args, settings, run, teacher, config)
@@ -391,7 +391,7 @@ def main(args):
             networks["student"] = distil(teacher, student, images, settings, generators, depth, run, call)
             trained = {"seconds": round(run.seconds, 1), "student_steps": run.steps,
                        "images": run.steps * args.batchSize, "bank": args.bank}
-        if parallel.leader():
+        if parallel.is_main():
             report(args, run, networks, benchmarks, trained)
 
 

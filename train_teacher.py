@@ -39,8 +39,8 @@ def parse_arguments(argv=None):
     add("--res_scale", type=positive, help="edsr: factor on each residual block (default: that of --arch)")
     add("--patch_size", type=count, default=48, help="side of the HR patches")
     add("--pretrained", metavar="CHECKPOINT",
-        help="start from (or with --test_only score) this network, whose architecture it is then; an edsr of "
-        "another --scale lends what fits; with --student_init=teacher it is the teacher that a half-width starts from")
+        help="start from (or with --test_only score) this network, whose architecture it is then; of an edsr of "
+        "another --scale what fits is taken; with --student_init=teacher a half-width is fitted to it")
     return parser.parse_args(argv)
 
 
@@ -53,7 +53,7 @@ def train(model, patches, settings, run, call):
     for epoch in range(run.epoch, s.nEpochs + 1):
         for i in run.rounds(s.iter, "step", every=50):
             learner.set_rate(decay(s.schedule, epoch - 1 + i / s.iter, s.nEpochs, s.step))
-            inputs, hr = patches.batch((epoch - 1) * s.iter + i, s.batchSize, parallel.share(s.batchSize))
+            inputs, hr = patches.batch((epoch - 1) * s.iter + i, s.batchSize, parallel.shard(s.batchSize))
             run.add(loss=call(train_step, learner, inputs, hr, D))
             run.steps += 1
             run.advance(i + 1)
@@ -81,8 +81,8 @@ def make_model(args, pretrained):
             return pretrained
         seed_everything(args.seed, "model")
         model = build_model({**pretrained.config, "scale": args.scale}).to(args.device)
-        own, lent = model.state_dict(), pretrained.state_dict()  # of whose upsampler not all fits
-        fitting = {name: lent[name] for name in own if name in lent and lent[name].shape == own[name].shape}
+        ours, theirs = model.state_dict(), pretrained.state_dict()  # of whose upsampler not all fits
+        fitting = {name: theirs[name] for name in ours if name in theirs and theirs[name].shape == ours[name].shape}
         model.load_state_dict(fitting, strict=False)
         return model
     if args.student_init == "teacher":
@@ -130,7 +130,7 @@ def main(args):
                     model = student_from_teacher(pretrained, images, n_feats, args.seed, parallel.quiet())
             train(model, patches, args, run, recorder(args.device, args.plain))
             trained = {"seconds": round(run.seconds, 1), "steps": run.steps, "images": run.steps * args.batchSize}
-        if parallel.leader():
+        if parallel.is_main():
             if trained:
                 save_model(model, args.output)
                 run.log.line(f"the trained network is {args.output}")

@@ -64,14 +64,14 @@ class TrainingPatches:
         # Every place where a patch can lie is as likely as any other.
         self.cumulative = (self.table[:, 4] * self.table[:, 5]).double().cumsum(0)
 
-    def batch(self, step, size, share=slice(None)):
-        """The part `share` of a step's patches: inputs (size, C, p, p) and HR (size, C, P, P), float32 in [0, 1]."""
+    def batch(self, step, size, shard=slice(None)):
+        """The part `shard` of a step's patches: inputs (size, C, p, p) and HR (size, C, P, P), float32 in [0, 1]."""
         stream = random_stream(self.seed, "patches", step)
         place = torch.rand(3, size, generator=stream, dtype=torch.float64)
-        turn = torch.randint(8, (size,), generator=stream)[share]
+        turn = torch.randint(8, (size,), generator=stream)[shard]
         entry = torch.searchsorted(self.cumulative, place[0] * self.cumulative[-1], right=True)
-        hr_start, hr_width, input_start, input_width, rows, columns = self.table[entry[share]].T
-        row, column = (place[1, share] * rows).long(), (place[2, share] * columns).long()
+        hr_start, hr_width, input_start, input_width, rows, columns = self.table[entry[shard]].T
+        row, column = (place[1, shard] * rows).long(), (place[2, shard] * columns).long()
         x = self._cut(self.inputs, input_start, input_width, row, column, turn, self.patch_size // self.ratio)
         row, column = row * self.ratio, column * self.ratio
         return x, self._cut(self.hr, hr_start, hr_width, row, column, turn, self.patch_size)

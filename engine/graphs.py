@@ -17,7 +17,7 @@ def eager(function, *arguments):
 
 def recorder(device, plain=False):
     """How steps run fastest on the device: by a Recorder on one GPU, else by eager."""
-    return Recorder(device) if device.type == "cuda" and parallel.world() == 1 and not plain else eager
+    return Recorder(device) if device.type == "cuda" and parallel.world_size() == 1 and not plain else eager
 
 
 class Recorder:

@@ -124,7 +124,7 @@ class Learner:
 
     def __init__(self, network, optimizer, precision="fp32", clip=math.inf, loss="the loss"):
         self.network, self.optimizer, self.precision, self.clip, self.loss = network, optimizer, precision, clip, loss
-        parallel.make_equal(network)
+        parallel.broadcast(network)
         self.weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         self.device = self.weights[0].device
         self.failure = torch.zeros(2, device=self.device)  # the first loss and gradient's norm that are not both finite
@@ -146,7 +146,7 @@ class Learner:
         """One step to lower `loss`; none where loss or gradient is not finite. Returns its sum over the processes."""
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward(inputs=self.weights)  # no other network's, through which the loss may go
-        loss = parallel.sum_gradients(self.weights, loss.detach())
+        loss = parallel.all_reduce_gradients(self.weights, loss.detach())
         # A loss that is not finite makes a gradient not finite, of L1 too, so that the step is left out.
         next(weight.grad for weight in self.weights if weight.grad is not None).add_(0 * loss)
         self.scaler.unscale_(self.optimizer)
@@ -190,4 +190,4 @@ def train_step(learner, inputs, target, D):
     learner.network.train()
     with autocast(inputs.device, learner.precision):
         output = learner.network(inputs)
-    return learner.step(D(output, target)) / (target.numel() * parallel.world())
+    return learner.step(D(output, target)) / (target.numel() * parallel.world_size())

@@ -14,7 +14,10 @@ from utils import append_line, device_name, git_revision, save_json, write_atomi
 
 
 class Log:
-    """The records in the folder `path`, which of several processes only the leader writes. tensorboard: for it, too."""
+    """The records in the folder `path`, which of several processes only the main one writes.
+
+    tensorboard: keep them for TensorBoard, too.
+    """
 
     def __init__(self, path, tensorboard=False):
         self.path, self.tensorboard = Path(path), tensorboard

@@ -124,8 +124,8 @@ def settle_shared_flags(args, script, output):
         raise InputError("--resume: cannot go with --test_only, which does not train")
     if args.test_only and any(Path(args.save_dir, name).exists() for name in TRAINED):
         raise InputError(f"--save_dir {args.save_dir}: holds a run; give --test_only another folder")
-    if args.batchSize % parallel.world():
-        raise InputError(f"--batchSize {args.batchSize}: is no multiple of the {parallel.world()} processes")
+    if args.batchSize % parallel.world_size():
+        raise InputError(f"--batchSize {args.batchSize}: is no multiple of the {parallel.world_size()} processes")
     if args.tensorboard and not find_spec("tensorboard"):
         raise InputError("--tensorboard: needs pip install tensorboard")
     save_dir, output = (Path(given).resolve() for given in (args.save_dir, args.output))
@@ -144,7 +144,7 @@ def settle_shared_flags(args, script, output):
 
 def set_up(device, precision, threads, deterministic):
     """Join other processes; set the device up for training, TF32, and how kernels are chosen."""
-    parallel.join(device)
+    parallel.init_process_group(device)
     set_up_device(device, threads)
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = not deterministic

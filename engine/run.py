@@ -33,8 +33,8 @@ class Run:
     epochs: how many in all. batch: images a step. every: minutes between checkpoints. validate(network, epoch):
     {scale: PSNR} after an epoch. Raises InputError on a checkpoint that cannot serve, or a folder that holds a run.
 
-    Nothing is written before it is entered as a context manager, then by the leader. From then on SIGINT and SIGTERM
-    end it with a checkpoint: after the step, of several processes after the round.
+    Nothing is written before it is entered as a context manager, then by the main process. From then on SIGINT and
+    SIGTERM end it with a checkpoint: after the step, of several processes after the round.
     """
 
     def __init__(self, log=None, settings=None, config=None, resume=None, *, epochs=1, first_epoch=1, batch=1,
@@ -93,7 +93,7 @@ class Run:
     def begin(self, **parts):
         """parts: what has state_dict and load_state_dict: they get the state to go on from, and save() saves them."""
         self.parts, state, self.state = parts, self.state, None  # what begins later begins afresh: a stage, say
-        if self.path and parallel.leader():
+        if self.path and parallel.is_main():
             self.log.keep_epochs(self.epoch - self.first_epoch)
         if state:
             # Networks in a file of one's own may have changed.
@@ -119,8 +119,8 @@ class Run:
     def advance(self, round_, step=0):
         """To be called after every step: `round_` and `step` come next. Saves when it is time to."""
         self.round, self.step = round_, step
-        if parallel.world() == 1 or step == 0:  # all processes stop at the same place or none
-            self._stop(parallel.largest(self.signal))
+        if parallel.world_size() == 1 or step == 0:  # all processes stop at the same place or none
+            self._stop(parallel.all_reduce_max(self.signal))
         if time.time() - self.saved > 60 * self.every:
             self.save()
 
@@ -131,11 +131,11 @@ class Run:
         if self.path and not (self.path / "checkpoint.pth").exists():
             self.save()  # weights are never there without a checkpoint
         psnr = {}
-        if self.validate and parallel.leader():
+        if self.validate and parallel.is_main():
             with self.interruptible():
                 psnr = self.validate(learner.network.eval(), self.epoch)
-        parallel.wait()
-        if self.path and parallel.leader():
+        parallel.barrier()
+        if self.path and parallel.is_main():
             save_model(learner.network, self.path / "model_last.pth")
             mean = sum(psnr.values()) / max(len(psnr), 1)
             if mean > self.best:
@@ -158,7 +158,7 @@ class Run:
 
     def save(self):
         """checkpoint.pth, and the one before as checkpoint_previous.pth."""
-        if self.path and parallel.leader():
+        if self.path and parallel.is_main():
             content = {name: getattr(self, name) for name in KEPT}
             content["parts"] = {name: part.state_dict() for name, part in self.parts.items()}
             content["random"] = torch.get_rng_state()
@@ -173,8 +173,8 @@ class Run:
             self.saved, self.saved_place, self.newest_is_good = time.time(), self.place, True
 
     def __enter__(self):
-        parallel.wait()  # until all have read what the folder holds
-        if self.path and parallel.leader():
+        parallel.barrier()  # until all have read what the folder holds
+        if self.path and parallel.is_main():
             self._held = _hold(self.path)
             save_json(self.config, self.path / "config.json")
         self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -189,8 +189,8 @@ class Run:
         self._held = None
         if kind is NotFinite:
             raise NotFinite(f"{error} at epoch {self.epoch}, round {self.round + 1}") from None
-        if kind is None:  # the leader scores, for which the others wait
-            self._stop(parallel.largest(self.signal))
+        if kind is None:  # the main process scores, for which the others wait
+            self._stop(parallel.all_reduce_max(self.signal))
 
     def _on_signal(self, number, frame):
         if self.signal == number == signal.SIGINT:
@@ -206,7 +206,7 @@ class Run:
     @contextmanager
     def interruptible(self):
         """While nothing learns (scoring, say), a signal ends a run at once, but for one of several processes."""
-        self.stop_at_once = parallel.world() == 1
+        self.stop_at_once = parallel.world_size() == 1
         try:
             if self.stop_at_once:
                 self._stop(self.signal)

@@ -1,8 +1,8 @@
 """A network that this project does not have, from a Python file of one's own (distillation.py --model).
 
 Its functions teacher() and student() return a torch.nn.Module that takes LR images (B, C, h, w) in [0, 1] to SR images
-(B, C, scale * h, scale * w) and says its `scale` and its `channels` C (3: RGB, 1: luma). Where it says its `reach`, how
-many input pixels around an output pixel it depends on, large images go through it in tiles.
+(B, C, scale * h, scale * w) and says its `scale` and its `channels` C (3: RGB, 1: luma). Where it says its
+`receptive_field`, in input pixels, large images go through it in tiles.
 """
 
 import hashlib
@@ -33,13 +33,13 @@ def custom_network(path, role, weights=None):
         raise InputError(f"--model {path}: no such file")
     with _located(path, f"{role}()"):
         network = getattr(_run(path.resolve()), role)()
-    scale, channels, reach = (getattr(network, name, 0) for name in ("scale", "channels", "reach"))
+    scale, channels, field = (getattr(network, name, 0) for name in ("scale", "channels", "receptive_field"))
     if not (isinstance(network, nn.Module) and scale in (2, 3, 4) and channels in (1, 3)
-            and isinstance(reach, int) and reach >= 0):
+            and isinstance(field, int) and field >= 0):
         raise InputError(f"--model {path}: {role}() must return a module with `scale` (2, 3 or 4) and `channels` "
-                         "(3: RGB, 1: luma); its `reach`, if any, must be a number of pixels")
+                         "(3: RGB, 1: luma); its `receptive_field`, if any, must be a number of pixels")
     # What this project asks of a network besides.
-    config = {"arch": "own", "file": path.name, "role": role}
+    config = {"arch": "custom", "file": path.name, "role": role}
     for name, value in {"scales": (scale,), "upscaled_input": False, "config": config}.items():
         if getattr(network, name, value) != value:
             raise InputError(f"--model {path}: the {role} has a `{name}` of its own, a name that is taken; rename it")

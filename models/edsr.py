@@ -26,7 +26,7 @@ class EDSR(nn.Module):
 
     forward: (B, channels, h, w) in [0, 1], float32 -> (B, channels, scale * h, scale * w), float32, not clipped.
     Inside, values are 0..255 less 255 * mean (one number a channel; by default that of DIV2K for RGB and none for
-    luma). So values and names are EDSR-PyTorch's, whose weights serve as they are. config and reach are as VDSR's.
+    luma). So values and names are EDSR-PyTorch's, whose weights serve as they are. config, receptive_field: as VDSR's.
     """
 
     upscaled_input = False
@@ -51,8 +51,8 @@ class EDSR(nn.Module):
                 "scale": self.scales[0], "res_scale": self.res_scale, **self.unusual}
 
     @property
-    def reach(self):
-        return 1 + 2 * len(self.body) + len(self.tail[0]) // 2
+    def receptive_field(self):
+        return 1 + 2 * (1 + 2 * len(self.body) + len(self.tail[0]) // 2)
 
     def forward(self, x):
         features = self.head(255 * x - self.mean)

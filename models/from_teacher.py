@@ -133,8 +133,8 @@ def encoding(moment, kernels, n_feats):
     return (size * right.T @ (vectors / values.sqrt()).T).float(), (root @ right / size).float()
 
 
-# The student's features are encode (n_feats, C) times the teacher's, which decode (C, n_feats) makes of them again:
-# where channels are kept, rows of the identity and their transpose; for images and outputs the identity.
+# The student's features feat_s are encode (n_feats, C) times the teacher's feat_t, and decode (C, n_feats) is the way
+# back: where channels are kept, rows of the identity and their transpose; for images and outputs the identity.
 
 
 def _through(layer, features):
@@ -166,21 +166,21 @@ def _set(conv, kernel):
 def _vdsr(teacher, student, images, places):
     """Fill the student; yields after every layer, on the way there and back."""
     convs = [teacher.head, *teacher.body, teacher.tail]
-    features, grams = images, []
+    feat_t, grams = images, []
     for conv in convs[:-1]:
-        features = _through(lambda x: F.relu(conv(x)), features)
-        grams.append(normal_matrix(places(features, 3)[::2]))
+        feat_t = _through(lambda x: F.relu(conv(x)), feat_t)
+        grams.append(normal_matrix(places(feat_t, 3)[::2]))
         yield
     one = torch.eye(1, device=images.device)
     encodes = [one]
     for gram, reader in zip(reversed(grams), reversed(convs)):
         encodes.insert(0, _kept(gram, reader, encodes[0], student.n_feats))
 
-    features, own, decode = images, images, one
-    for conv, ours, encode in zip(convs, [student.head, *student.body, student.tail], encodes):
-        features, relu = _through(conv, features), conv is not teacher.tail
-        _set(ours, fit(places(own, 3), places(features) @ encode.T, _prior(conv, encode, decode), relu))
-        features, own, decode = features.relu_(), _through(lambda x: F.relu(ours(x)), own), encode.T
+    feat_t, feat_s, decode = images, images, one
+    for conv, conv_s, encode in zip(convs, [student.head, *student.body, student.tail], encodes):
+        feat_t, relu = _through(conv, feat_t), conv is not teacher.tail
+        _set(conv_s, fit(places(feat_s, 3), places(feat_t) @ encode.T, _prior(conv, encode, decode), relu))
+        feat_t, feat_s, decode = feat_t.relu_(), _through(lambda x: F.relu(conv_s(x)), feat_s), encode.T
         yield
 
 
@@ -189,49 +189,49 @@ def _edsr(teacher, student, images, places):
     *blocks, last = teacher.body
     up, tail = teacher.tail
     x, colours = 255 * images - teacher.mean, torch.eye(teacher.channels, device=images.device)
-    head = _through(teacher.head, x)
+    head_t = _through(teacher.head, x)
 
     # What runs along the skips, and what the blocks hold between their convolutions.
-    moment, grams, stream = 0, [], head
+    moment, grams, feat_t = 0, [], head_t
     for block in blocks:
-        moment = moment + normal_matrix(places(stream))
-        grams.append(normal_matrix(places(_through(block.body[:2], stream), 3)[::2]))
-        stream = _through(block, stream)
+        moment = moment + normal_matrix(places(feat_t))
+        grams.append(normal_matrix(places(_through(block.body[:2], feat_t), 3)[::2]))
+        feat_t = _through(block, feat_t)
         yield
-    skip = head + _through(last, stream)
-    moment = moment + normal_matrix(places(stream)) + normal_matrix(places(skip))
+    skip = head_t + _through(last, feat_t)
+    moment = moment + normal_matrix(places(feat_t)) + normal_matrix(places(skip))
     kernels = [conv.weight for conv in (*(block.body[0] for block in blocks), last, up[0])]
     encode, decode = encoding(moment, kernels, student.n_feats)
 
     _set(student.head[0], _prior(teacher.head[0], encode, colours))
-    own_head = own = _through(student.head, x)
-    stream = head
-    for block, ours, gram in zip(blocks, student.body, grams):
-        first, _, second = block.body
+    head_s = feat_s = _through(student.head, x)
+    feat_t = head_t
+    for block, block_s, gram in zip(blocks, student.body, grams):
+        (first, _, second), (first_s, _, second_s) = block.body, block_s.body
         kept = _kept(gram, second, encode, student.n_feats)
-        _set(ours.body[0], fit(places(own, 3), places(_through(first, stream)) @ kept.T, _prior(first, kept, decode),
-                               relu=True))
-        stream = _through(block, stream)
-        _set(ours.body[2], fit(places(_through(ours.body[:2], own), 3),
-                               (places(stream) @ encode.T - places(own)) / block.res_scale,
-                               _prior(second, encode, kept.T)))
-        own = _through(ours, own)
+        target = places(_through(first, feat_t)) @ kept.T
+        _set(first_s, fit(places(feat_s, 3), target, _prior(first, kept, decode), relu=True))
+        feat_t = _through(block, feat_t)
+        target = (places(feat_t) @ encode.T - places(feat_s)) / block.res_scale
+        inner = _through(block_s.body[:2], feat_s)
+        _set(second_s, fit(places(inner, 3), target, _prior(second, encode, kept.T)))
+        feat_s = _through(block_s, feat_s)
         yield
-    own_last = student.body[-1]
-    _set(own_last, fit(places(own, 3), places(skip) @ encode.T - places(own_head), _prior(last, encode, decode)))
-    own = own_head + _through(own_last, own)
+    last_s = student.body[-1]
+    _set(last_s, fit(places(feat_s, 3), places(skip) @ encode.T - places(head_s), _prior(last, encode, decode)))
+    feat_s = head_s + _through(last_s, feat_s)
     yield
 
     # The upsampler and the last convolution, all linear.
-    features, own_up = skip, student.tail[0]
+    feat_t, up_s = skip, student.tail[0]
     for i, reader in zip(range(0, len(up), 2), (*up[2::2], tail)):
-        features, factor = _through(up[i:i + 2], features), up[i + 1].upscale_factor
-        encode, next_decode = encoding(normal_matrix(places(features)), [reader.weight], student.n_feats)
+        feat_t, factor = _through(up[i:i + 2], feat_t), up[i + 1].upscale_factor
+        encode, next_decode = encoding(normal_matrix(places(feat_t)), [reader.weight], student.n_feats)
         # Channels and, within each, the factor**2 places that the shuffle gives it.
         outputs = torch.kron(encode, torch.eye(factor**2, device=encode.device))
-        encoded = _through(lambda x: F.pixel_unshuffle(F.conv2d(x, encode[..., None, None]), factor), features)
-        _set(own_up[i], fit(places(own, 3), places(encoded), _prior(up[i], outputs, decode)))
-        own, decode = _through(own_up[i:i + 2], own), next_decode
+        encoded = _through(lambda x: F.pixel_unshuffle(F.conv2d(x, encode[..., None, None]), factor), feat_t)
+        _set(up_s[i], fit(places(feat_s, 3), places(encoded), _prior(up[i], outputs, decode)))
+        feat_s, decode = _through(up_s[i:i + 2], feat_s), next_decode
     yield
-    _set(student.tail[1], fit(places(own, 3), places(_through(tail, features)), _prior(tail, colours, decode)))
+    _set(student.tail[1], fit(places(feat_s, 3), places(_through(tail, feat_t)), _prior(tail, colours, decode)))
     yield

@@ -36,7 +36,7 @@ def load_model(path, device="cpu", res_scale=None):
     weights = find_weights(content, path, _recognised)
     config = content.get("config")
     arch = str(config.get("arch")) if isinstance(config, dict) else None
-    if arch == "own":
+    if arch == "custom":
         raise InputError(f"{path}: is of a network of one's own; say which file defines it with --model")
     if arch not in ARCHITECTURES:
         weights, config = _infer(weights, path, res_scale)

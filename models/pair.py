@@ -27,7 +27,7 @@ def check_pair(teacher, student, teacher_path, student_path):
 
 def student_config(teacher, half=True, n_resblocks=None, n_feats=None):
     """The student's architecture at full depth: the teacher's, halved (paper section 4) or as the numbers say."""
-    if teacher.config["arch"] == "own":
+    if teacher.config["arch"] == "custom":
         if n_resblocks or n_feats:
             raise InputError("--n_resblocks, --n_feats: are not for networks of --model, which have their own")
         return {**teacher.config, "role": "student", "n_resblocks": 1}
@@ -38,7 +38,7 @@ def student_config(teacher, half=True, n_resblocks=None, n_feats=None):
 def check_start(teacher, config, inc_num=1):
     """Raise InputError where no student of that config can start from its teacher's weights."""
     why = ("--inc_num above 1 grows the student from random blocks" if inc_num > 1 else
-           "a network of --model is not known layer by layer" if config["arch"] == "own" else
+           "a network of --model is not known layer by layer" if config["arch"] == "custom" else
            "the student's depth is not the teacher's" if config["n_resblocks"] != teacher.config["n_resblocks"] else
            "the student is wider than the teacher" if config["n_feats"] > teacher.config["n_feats"] else None)
     if why:

@@ -30,14 +30,16 @@ def tiled(function, x, ratio, halo, side):
 def run_tiled(model, x, largest=2**24):
     """model(x) for a batch x (B, C, H, W) that may be too large to hold all its features at once, but for rounding.
 
-    A network that does not say its reach gets all at once. largest: values in a feature map (64 MB in float32).
+    A network without a `receptive_field` gets all at once. largest: values in a feature map (64 MB in float32).
     """
     ratio = 1 if model.upscaled_input else model.scales[0]
     own = max(getattr(module, "out_channels", 1) for module in model.modules())
     widest = getattr(model, "config", {}).get("n_feats", own)
     most = math.isqrt(largest // (len(x) * widest * ratio**2))
-    radius = getattr(model, "reach", None)
-    return model(x) if radius is None else tiled(model, x, ratio, radius, max(most - 2 * radius, 16))
+    if not hasattr(model, "receptive_field"):
+        return model(x)
+    halo = model.receptive_field // 2
+    return tiled(model, x, ratio, halo, max(most - 2 * halo, 16))
 
 
 def self_ensemble(function, x):

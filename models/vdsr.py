@@ -37,9 +37,9 @@ class VDSR(nn.Module):
         return {"arch": "vdsr", "n_resblocks": len(self.body), "n_feats": self.n_feats}
 
     @property
-    def reach(self):
-        """How many input pixels around an output pixel it depends on."""
-        return 2 + len(self.body)
+    def receptive_field(self):
+        """Side of the square of input pixels on which an output pixel depends."""
+        return 1 + 2 * (2 + len(self.body))
 
     def forward(self, x):
         features = F.relu(self.head(x), inplace=True)

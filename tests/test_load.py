@@ -148,7 +148,7 @@ def test_basicsr(tmp_path, scale, up):
     (torch.zeros(3), "holds a Tensor, not a state dict"),
     (Namespace(lr=1), "holds a pickled 'argparse.Namespace', not weights"),
     ({"config": {"arch": "vdsr", "n_feats": 0}, "state_dict": W}, "no network can be made of its config"),
-    ({"config": {"arch": "own"}, "state_dict": W}, "--model")])
+    ({"config": {"arch": "custom"}, "state_dict": W}, "--model")])
 def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, content, words):
     torch.save(content, tmp_path / "m.pth")
     assert words in refusal(tmp_path / "m.pth")

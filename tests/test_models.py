@@ -68,21 +68,22 @@ def test_generator():
     assert [(m.num_features, m.eps, m.affine) for m in norms] == [(128, 1e-5, True), (128, 0.8, True), (64, 0.8, True)]
 
 
-def own(**reach):
+def custom(**field):
     """A network of one's own that ends in a transposed convolution, as FSRCNN does."""
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.LeakyReLU(),
                             nn.ConvTranspose2d(8, 3, 9, stride=2, padding=4, output_padding=1))
-    vars(network).update(channels=3, scales=(2,), upscaled_input=False, **reach)
+    vars(network).update(channels=3, scales=(2,), upscaled_input=False, **field)
     return network
 
 
 @pytest.mark.parametrize("make, radius", [
     (lambda: VDSR(3, 8), 5), (lambda: EDSR(1, 8, scale=3), 6), (lambda: EDSR(1, 8, scale=4), 7),
-    (lambda: own(reach=3), 3), (own, None)], ids=["VDSR", "EDSR x3", "EDSR x4", "own", "own that does not say"])
+    (lambda: custom(receptive_field=7), 3), (custom, None)],
+    ids=["VDSR", "EDSR x3", "EDSR x4", "custom", "custom that does not say"])
 def test_tiles_leave_no_seam(make, radius):
-    """As the whole image to 1e-5, of sides that no tile divides; what is beyond the reach changes nothing."""
+    """As the whole image to 1e-5, of sides that no tile divides; what is beyond the receptive field changes nothing."""
     model = make().eval()
-    assert getattr(model, "reach", None) == radius
+    assert getattr(model, "receptive_field", None) == (radius and 2 * radius + 1)
     x, shapes = torch.rand(2, model.channels, 71, 45), []
     with torch.no_grad():
         whole = model(x)

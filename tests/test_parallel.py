@@ -99,7 +99,7 @@ def test_torchrun(images, tmp_path):
     assert read(tmp_path / "runs/train_teacher")[0]["steps"] == 2
 
 
-def test_processes_start_with_the_leaders_weights(monkeypatch):
+def test_processes_start_with_the_main_ones_weights(monkeypatch):
     """A network of one's own may have drawn others; buffers go with them."""
     sent = []
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -16,7 +16,7 @@ from tools.upscale import upscale_image, upscale_pixels
 class Nearest(nn.Module):
     """A network that repeats every pixel."""
 
-    upscaled_input, reach = False, 0
+    upscaled_input, receptive_field = False, 1
 
     def __init__(self, scale, channels):
         super().__init__()
@@ -106,7 +106,7 @@ def test_tiles_show_no_seam(monkeypatch, tiles, make, scale):
 
 
 def test_how_large_tiles_are(monkeypatch, tiles):
-    """Those of a clear image show no seam either; there is but one where the network does not say its reach."""
+    """Those of a clear image show no seam either; there is but one where the network has no receptive_field."""
     image = pixels(200, 90, 4)
     image[20:180, :, 3] = 0
     expected = upscaled(Nearest(4, 3), image, 4)
@@ -115,7 +115,7 @@ def test_how_large_tiles_are(monkeypatch, tiles):
     tiles.clear()
     upscaled(Nearest(4, 3), image[..., :3], 4)
     assert len(tiles) == 13 * 6 and all(max(rows, columns) <= 20 for _, rows, columns in tiles)
-    monkeypatch.delattr(Nearest, "reach")
+    monkeypatch.delattr(Nearest, "receptive_field")
     tiles.clear()
     upscaled(Nearest(4, 3), image, 4)
     assert tiles == [(4, 200, 90)]

@@ -27,8 +27,8 @@ def test_a_file_system_that_cannot_flush(monkeypatch, tmp_path, number):
 
 @pytest.mark.parametrize("error, words", [
     (ValueError("a\nb"), "a.png: no image (ValueError: a); sorry"), (InputError("another line"), "another line"),
-    (MemoryError(), "a.png: no image (MemoryError); sorry"), (KeyError("\n"), "a.png: no image (KeyError: '\\n'); sorry"),
-    (OSError("\n"), "a.png: no image (OSError); sorry"), (OSError(28, "full", "b"), "a.png: no image (full); sorry")])
+    (MemoryError(), "a.png: no image (MemoryError); sorry"), (OSError(28, "full"), "a.png: no image (full); sorry"),
+    (OSError("\n"), "a.png: no image (OSError); sorry")])
 def test_what_goes_wrong_is_refused_in_one_line(recwarn, error, words):
     with pytest.raises(InputError) as refused, refusing("a.png: no image", "; sorry"):
         warnings.warn("dropped")

@@ -78,8 +78,9 @@ def upscale_image(model, image, scale, device, ensemble=False):
     dtype, held = (np.uint16, np.int32) if image.mode.startswith("I") else (np.uint8, np.uint8)  # held: torch has it
     x, peak = torch.from_numpy(np.atleast_3d(image).astype(held)).movedim(-1, 0), np.iinfo(dtype).max
     halo = 2 + _SPREAD * image.mode.endswith("A")  # 2 for bicubic
-    halo += math.ceil(getattr(model, "reach", 0) / (scale if model.upscaled_input else 1))
-    side = max(math.isqrt(_TILE) // scale - 2 * halo, 16) if hasattr(model, "reach") else max(image.size)
+    field = getattr(model, "receptive_field", None)
+    halo += math.ceil((field or 0) // 2 / (scale if model.upscaled_input else 1))
+    side = max(image.size) if field is None else max(math.isqrt(_TILE) // scale - 2 * halo, 16)
     tiles = math.ceil(image.height / side) * math.ceil(image.width / side)
 
     def quantised(tile):
