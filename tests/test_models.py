@@ -95,3 +95,10 @@ def test_tiles_leave_no_seam(make, radius):
     shapes.clear()
     run_tiled(model, x[..., :36, :30], largest=2 * 8 * ratio**2 * 36**2)
     assert shapes == [36]
+
+
+def test_tiles_of_a_network_that_looks_far_are_at_most_four_times_the_work():
+    model, pixels = VDSR(18, 2), []
+    model.register_forward_pre_hook(lambda _, inputs: pixels.append(inputs[0].numel()))
+    run_tiled(model, torch.zeros(1, 1, 200, 200), largest=1)
+    assert len(pixels) > 9 and sum(pixels) <= 4 * 200**2

@@ -115,6 +115,10 @@ def test_how_large_tiles_are(monkeypatch, tiles):
     tiles.clear()
     upscaled(Nearest(4, 3), image[..., :3], 4)
     assert len(tiles) == 13 * 6 and all(max(rows, columns) <= 20 for _, rows, columns in tiles)
+    monkeypatch.setattr(Nearest, "receptive_field", 41)
+    tiles.clear()
+    upscaled(Nearest(4, 3), image[..., :3], 4)
+    assert len(tiles) == 5 * 3 and sum(rows * columns for _, rows, columns in tiles) <= 4 * 200 * 90
     monkeypatch.delattr(Nearest, "receptive_field")
     tiles.clear()
     upscaled(Nearest(4, 3), image, 4)

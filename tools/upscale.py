@@ -80,7 +80,7 @@ def upscale_image(model, image, scale, device, ensemble=False):
     halo = 2 + _SPREAD * image.mode.endswith("A")  # 2 for bicubic
     field = getattr(model, "receptive_field", None)
     halo += math.ceil((field or 0) // 2 / (scale if model.upscaled_input else 1))
-    side = max(image.size) if field is None else max(math.isqrt(_TILE) // scale - 2 * halo, 16)
+    side = max(image.size) if field is None else max(math.isqrt(_TILE) // scale - 2 * halo, 2 * halo, 16)
     tiles = math.ceil(image.height / side) * math.ceil(image.width / side)
 
     def quantised(tile):
