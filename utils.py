@@ -124,23 +124,27 @@ def write_atomically(path, content):
     """Write the bytes `content` to the file `path`: all of them or, with an InputError, none."""
     path = Path(path)
     beside = path.with_name(path.name + ".part")
-    with refusing(f"{path}: cannot be written"):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(beside, "wb") as file:
-                file.write(content)
-                _flush(file)
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with open(beside, "wb") as file:
+            file.write(content)
+            _flush(file)
+        os.replace(beside, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        with suppress(OSError):
+            beside.unlink()
 
 
 def append_line(path, line):
     """Append a line of text to the file `path` and flush it to disk. Raises InputError."""
-    with refusing(f"{path}: cannot be written"):
+    try:
         with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")
             _flush(file)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def save_atomically(content, path):

@@ -36,6 +36,17 @@ def test_what_goes_wrong_is_refused_in_one_line(recwarn, error, words):
     assert str(refused.value) == words and not recwarn
 
 
+def test_writing_refuses_no_bug_and_shows_no_warning_again(recwarn, tmp_path):
+    seen = {}
+    for write, content, bug in ((write_atomically, b"", "no bytes"), (append_line, "", b"no text")):
+        with pytest.raises(TypeError):
+            write(tmp_path / "a", bug)
+        for _ in range(2):
+            warnings.warn_explicit("once", UserWarning, __file__, 1, registry=seen)
+            write(tmp_path / "a", content)
+    assert len(recwarn) == 1
+
+
 @pytest.mark.parametrize("encoding, shown", [("utf-8", "\u0416\\udcff"), ("cp1252", "\\u0416\\udcff")])
 def test_names_that_the_terminal_or_a_file_cannot_show(monkeypatch, tmp_path, encoding, shown):
     streams = {name: io.TextIOWrapper(io.BytesIO(), encoding) for name in ("stdout", "stderr")}
