@@ -39,8 +39,8 @@ def open_image(path):
 
     Its mode is L, LA, RGB or RGBA, or for 16-bit grey one that begins with I; info["icc_profile"], if any, is theirs.
     """
-    # By a file object: Pillow 13.0 maps a plain grey TIFF from its path to memory, and scrambles one that is turned.
-    with refusing(f"{path}: cannot be read as an image"), open(path, "rb") as file, Image.open(file) as image:
+    with refusing(f"{path}: cannot be read as an image"), Image.open(path) as image:
+        image.filename = ""  # by which Pillow 13.0 maps a plain grey TIFF to memory, and scrambles one that is turned
         raw = " ".join(str(tile[3]) for tile in image.tile)  # how Pillow will unpack it
         bits = getattr(image, "tag_v2", {}).get(258, (8,))  # TIFF's BitsPerSample
         grey = image.mode.startswith("I;16") or image.mode == "I" and "I;16B" in raw
