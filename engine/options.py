@@ -143,9 +143,9 @@ def settle_shared_flags(args, script, output):
 
 
 def set_up(device, precision, threads, deterministic):
-    """Join other processes; set the device up for training, TF32, and how kernels are chosen."""
-    parallel.init_process_group(device)
+    """Set the device up for training; join other processes; set TF32, and how kernels are chosen."""
     set_up_device(device, threads)
+    parallel.init_process_group(device)
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
