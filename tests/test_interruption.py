@@ -121,6 +121,7 @@ def test_when_checkpoints_are_written(done, monkeypatch, flags):
 
 def test_a_folder_is_of_one_process_at_a_time(run, done, flags, tmp_path):
     """Before it holds a checkpoint, too; what is refused touches nothing."""
+    pytest.importorskip("fcntl")
     with Run(Log(tmp_path / "run")):
         before = contents(tmp_path)
         assert_refused(run(distillation, *flags), "--save_dir run: another process is at it")
