@@ -127,7 +127,7 @@ class Run:
     def end_epoch(self, learner):
         """The epoch is over: validation, a line of the log, the last and the best weights, a checkpoint."""
         learner.check()
-        images_per_second = (self.steps - self.steps_before) * self.batch / (time.time() - self.epoch_started)
+        seconds = max(time.time() - self.epoch_started, 1e-3)  # clocks may be coarse
         if self.path and not (self.path / "checkpoint.pth").exists():
             self.save()  # weights are never there without a checkpoint
         psnr = {}
@@ -143,7 +143,7 @@ class Run:
                 save_model(learner.network, self.path / "model_best.pth")
             self.log.epoch(self.epoch, self.means(self.round), psnr, seconds=round(self.seconds, 1),
                            lr=learner.optimizer.param_groups[0]["lr"].item(), loss_scale=learner.scaler.get_scale(),
-                           images_per_second=round(images_per_second, 1))
+                           images_per_second=round((self.steps - self.steps_before) * self.batch / seconds, 1))
         self.epoch, self.round, self.step, self.psnr, self.sums = self.epoch + 1, 0, 0, psnr, {}
         self.save()
 
