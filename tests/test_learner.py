@@ -36,6 +36,11 @@ def take_steps(learner, count, first=0):
         train_step(learner, x, 1 - x, MSE)
 
 
+def test_distances_are_sums():
+    a, b = torch.tensor([1.0, 2.0, -3.0]), torch.tensor([0.0, 4.0, -3.0])
+    assert MSE(a, b) == 5 and distance("L1")(a, b) == 3
+
+
 @pytest.mark.parametrize("schedule, epochs, factors", [("step", (0, 9.9, 10, 25), (1, 1, 0.1, 0.01)),
     ("cosine", (0, 20, 40, 80), (1, 0.5 + 0.5**1.5, 0.5, 0)), ("trapezoid", (0, 40, 60, 80, 81), (1, 1, 0.5, 0, 0))])
 def test_learning_rates_fall(schedule, epochs, factors):

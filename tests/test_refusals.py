@@ -31,25 +31,29 @@ def refuse(run, images, tiny_teacher, tmp_path):
 SHARED = [  # flags beside those of a tiny run, and what the line must say; one for all flags of its type
     ("--batchSize=0", "--batchSize"), ("--batchSize=2.5", "--batchSize"), ("--batchSize=1" + 400 * "0", "--batchSize"),
     ("--lr=0", "--lr"), ("--lr=nan", "--lr"), ("--start-epoch=9", "--start-epoch 9"), ("--optimizer=x", "--optimizer"),
-    ("--nEpoch=2", ".py: error: unrecognized arguments: --nEpoch=2 (--help lists the flags)"),
-    ("--device=cuda:99", "--device cuda:99"), ("--device=meta", "--device meta"), ("--data_test=", "--data_test"),
-    ("--val_dataset=Set5+Set14", "--val_dataset"), ("--data_test=Set5+Set6", "Set6; expected"),
-    ("--pretrained=nowhere.pth", "nowhere.pth"), ("--resume=nowhere.pth", "nowhere.pth"), ("--output=.", "--output"),
-    ("--resume=auto --test_only", "--test_only"), ("--save_dir=/proc/nowhere", "/proc/nowhere"),
-    ("--output=/dev/null/x.pth", "--output /dev/null/x.pth"),
+    ("--nEpoch=2", "--nEpoch"), ("--device=cuda:99", "--device cuda:99"), ("--val_dataset=Set6", "Set6"),
+    ("--device=meta", "--device meta"), ("--val_dataset=Set5+Set14", "--val_dataset"), ("--data_test=", "--data_test"),
+    ("--data_test=Set5+Set6", "Set6"), ("--pretrained=nowhere.pth", "nowhere.pth"), ("--output=.", "--output"),
+    ("--resume=nowhere.pth", "nowhere.pth"), ("--resume=auto --test_only", "--test_only"),
+    ("--save_dir=/proc/nowhere", "/proc/nowhere"), ("--save_dir=/dev/null", "/dev/null"),
+    ("--align", ".py: error: unrecognized arguments: --align (--help lists the flags)"),
+    ("--output=/proc/x.pth", "--output /proc/x.pth"), ("--output=/dev/null/x.pth", "--output"),
     ("--save_dir=new --output=new/samples", "--output new/samples: is a name of the run itself"),
     *((f"--{flag}={name}.pth", f"{name}.pth") for flag in ("pretrained", "resume") for name in ("list", "generator"))]
 OF_TEACHER = [
     ("--n_feats=1", "--n_feats"), ("--arch=edsr", "--scale 0"), ("--res_scale=0.1", "--res_scale: only an edsr"),
     ("--patch_size=57", "no image is large enough"), ("--arch=edsr --scale=3 --patch_size=25", "--patch_size 25"),
-    ("--test_only", "--pretrained"), ("--data_dir=file --data_test=skimage", "python -m data.download train291"),
+    ("--test_only", "--pretrained"), ("--data_dir=nowhere --data_test=skimage", "python -m data.download train291"),
+    ("--data_dir=empty --data_test=skimage", "empty/train291"),
+    ("--data_dir=file --data_test=skimage", "file/train291"),
     ("--student_init=teacher", "--student_init teacher: needs --model_type=half")]
 OF_STUDENT = [("--input_size=31", "--input_size 31: too small at x4; the least is 32"),
     ("--inc_num=9", "--inc_num 9: the student has only 6"), ("--inc_num=3", "--inc_step 0: 3 stages need"),
     ("--inc_num=3 --inc_step=1", "--inc_step 1: 3 stages"), ("--student=s.pth", "--student: goes with --test_only"),
-    ("--test_only", "--student"), ("--arch=edsr", "--arch edsr"),
+    ("--test_only", "--student"), ("--arch=edsr", "--arch edsr"), ("--data_dir=file --data_test=B100", "B100/HR"),
     ("--pretrained=nowhere.pth", "nowhere.pth: no such teacher; train_teacher.py makes"),
     ("--source=folder --data_dir=nowhere --data_test=skimage", "nowhere"),
+    ("--data_test=Set14", "python -m data.download benchmark --to"),
     ("--bank=8 --source=dead_leaves+generator", "--bank 8: the images of generators change"),
     ("--student_init=teacher --inc_num=2 --inc_step=1", "--student_init teacher: --inc_num above 1"),
     ("--student_init=teacher --n_resblocks=5", "--student_init teacher: the student's depth is not the teacher's"),
@@ -60,6 +64,7 @@ OF_STUDENT = [("--input_size=31", "--input_size 31: too small at x4; the least i
     *((script, *case) for script in (train_teacher, distillation) for case in SHARED),
     *((train_teacher, *case) for case in OF_TEACHER), *((distillation, *case) for case in OF_STUDENT)])
 def test_options(refuse, tmp_path, script, flags, word):
+    (tmp_path / "empty/train291").mkdir(parents=True)
     (tmp_path / "file").write_text("not a folder")
     torch.save([1, 2], tmp_path / "list.pth")  # test_load.py and test_interruption.py have more
     torch.save(Generator(4, 8).state_dict(), tmp_path / "generator.pth")

@@ -77,19 +77,15 @@ def upscale_image(model, image, scale, device, ensemble=False):
     """The Pillow image (see open_image) upscaled in tiles, so that only a tile is ever in floating point."""
     dtype, held = (np.uint16, np.int32) if image.mode.startswith("I") else (np.uint8, np.uint8)  # held: torch has it
     x, peak = torch.from_numpy(np.atleast_3d(image).astype(held)).movedim(-1, 0), np.iinfo(dtype).max
-    halo = 2 + _SPREAD * image.mode.endswith("A")  # 2 for bicubic
-    field = getattr(model, "receptive_field", None)
+    field, halo = getattr(model, "receptive_field", None), 2 + _SPREAD * image.mode.endswith("A")  # 2 for bicubic
     halo += math.ceil((field or 0) // 2 / (scale if model.upscaled_input else 1))
-    side = max(image.size) if field is None else max(math.isqrt(_TILE) // scale - 2 * halo, 2 * halo, 16)
-    tiles = math.ceil(image.height / side) * math.ceil(image.width / side)
+    most = math.isqrt(_TILE) // scale if field is not None else max(image.size)
 
     def quantised(tile):
         y = peak * upscale_pixels(model, tile.to(device) / peak, scale, ensemble).clamp(0, 1)
-        progress.update()
         return y.round().to(x.dtype).cpu()
 
-    with tqdm(total=tiles, desc="tiles", unit="", leave=False, disable=None) as progress:
-        y = tiled(quantised, x, scale, halo, side).movedim(0, -1).numpy()
+    y = tiled(quantised, x, scale, halo, most, disable=None).movedim(0, -1).numpy()
     return Image.fromarray((y if y.shape[-1] > 1 else y[..., 0]).astype(dtype, copy=False))
 
 
